@@ -1,0 +1,35 @@
+# make run: both systems on the embedded digits.  make test: checks and tests.  BUILD.md has the rest.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+RUNS   := runs/quickstart
+
+.PHONY: run test check format clean
+
+run: $(VENV)/installed
+	$(BIN)/python -m retrieval_jax.main --config=configs/quickstart.py:vanilla --workdir=$(RUNS)/vanilla
+	$(BIN)/python -m retrieval_jax.main --config=configs/quickstart.py:hint --workdir=$(RUNS)/hint
+	$(BIN)/python -m retrieval_jax.compare $(RUNS)/vanilla $(RUNS)/hint --output $(RUNS)
+	@echo "reports: $(RUNS)/vanilla/report.html $(RUNS)/hint/report.html"
+
+test: check
+	$(BIN)/python -m pytest
+
+check: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "Python 3.11 or newer is needed; name one with make PYTHON=python3.12" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@

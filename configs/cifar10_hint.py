@@ -1,0 +1,20 @@
+"""System 2 of the protocol on CIFAR-10: the autoencoder with a hint of supervision.
+
+Command:   python -m retrieval_jax.main --config=configs/cifar10_hint.py --workdir=runs/cifar10_hint
+Hardware:  PLACEHOLDER
+"""
+
+from ml_collections import ConfigDict
+
+from retrieval_jax import config
+
+
+def get_config() -> ConfigDict:
+    c = config.default()
+    c.name = "CIFAR-10 hint"
+    c.data.source = "tfds"
+    c.data.name = "cifar10"
+    c.data.queries = 3000
+    c.objective.classification_weight = 1.0
+    c.report.tsne_points = 10000
+    return c

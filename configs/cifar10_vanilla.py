@@ -1,0 +1,19 @@
+"""System 1 of the protocol on CIFAR-10: an autoencoder without labels.
+
+Command:   python -m retrieval_jax.main --config=configs/cifar10_vanilla.py --workdir=runs/cifar10_vanilla
+Hardware:  PLACEHOLDER
+"""
+
+from ml_collections import ConfigDict
+
+from retrieval_jax import config
+
+
+def get_config() -> ConfigDict:
+    c = config.default()
+    c.name = "CIFAR-10 vanilla"
+    c.data.source = "tfds"
+    c.data.name = "cifar10"
+    c.data.queries = 3000
+    c.report.tsne_points = 10000
+    return c

@@ -1,0 +1,356 @@
+"""Sets finished runs side by side: `python -m retrieval_jax.compare DIR DIR ... [--output DIR]`.
+
+Each DIR is a run's workdir; everything shown comes from its results.json. With --output the table
+is also written as comparison.md and comparison.html, which link to the runs' own reports.
+"""
+
+import argparse
+import json
+import math
+import os
+import re
+import shutil
+import statistics
+import sys
+import textwrap
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+from urllib.parse import quote
+
+from retrieval_jax.errors import UserError
+from retrieval_jax.report import html
+from retrieval_jax.report.text import columns, duration, loss, printable, score, shorten
+
+GROUPS = ("clusters", "retrieval", "after the last epoch", "time")
+MISSING = "-"
+
+
+class Run(NamedTuple):
+    """What the comparison shows of one run."""
+
+    directory: Path
+    name: str
+    values: dict[tuple[str, str], str]  # (group, row) -> formatted value, in the order to show
+    data: str
+    seed: str
+    device: str
+    left_out: tuple[str, ...]
+
+
+class Comparison(NamedTuple):
+    """A table as text: a heading a run, and rows (group, row, a value a run)."""
+
+    heads: list[str]
+    rows: list[tuple[str, str, list[str]]]
+    notes: list[str]
+
+
+def read_run(directory: str | Path) -> Run:
+    """Reads a run's results.json.
+
+    Raises:
+        UserError: there is no such directory or file, or it isn't a whole results file of a
+            format that this version knows.
+    """
+    directory = Path(directory)
+    file = directory / "results.json"
+    shown = printable(str(file))
+    if not directory.is_dir():
+        raise UserError(
+            f"{printable(str(directory))} is not a directory: name the workdir of a finished run."
+        )
+    try:
+        results = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{shown} is missing: the run there has not finished.") from None
+    except OSError as error:
+        raise UserError(f"{shown} can't be read: {error.strerror}.") from None
+    except (ValueError, RecursionError):
+        raise UserError(f"{shown} is broken, it is not JSON: repeat the run's report.") from None
+    if not isinstance(results, dict) or "format" not in results:
+        raise UserError(f"{shown} is not the results file of a run of this project.")
+    if results["format"] != 1:
+        raise UserError(
+            f"{shown} has format {printable(repr(results['format']))[:40]}; this version of the "
+            "project reads format 1."
+        )
+    try:
+        return _run(directory, results)
+    except _WrongError as error:
+        raise UserError(f"{shown} is broken: {printable(str(error))}.") from None
+
+
+class _WrongError(Exception):
+    """A value of a results file has the wrong type."""
+
+
+def _get(results: dict[str, Any], path: str, kind: type, default: Any = None) -> Any:
+    """The value at a path like "clustering/gallery/nmi", the default where a key is missing."""
+    value: Any = results
+    keys = path.split("/")
+    for depth, key in enumerate(keys):
+        if not isinstance(value, dict):
+            raise _WrongError(f"{'.'.join(keys[:depth])} is not an object")
+        if value.get(key) is None:
+            return default
+        value = value[key]
+    return _checked(value, kind, ".".join(keys))
+
+
+def _checked(value: Any, kind: type, where: str) -> Any:
+    if kind is float:
+        # A boolean is an int to Python; an int may be too large for a float.
+        if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1e300:
+            value = float(value)
+        if not isinstance(value, float):
+            raise _WrongError(f"{where} is not a number")
+    elif not isinstance(value, kind):
+        names = {"str": "a text", "dict": "an object", "list": "a list"}
+        raise _WrongError(f"{where} is not {names[kind.__name__]}")
+    return value
+
+
+def _run(directory: Path, results: dict[str, Any]) -> Run:
+    values: dict[tuple[str, str], str] = {}
+
+    def add(group: str, row: str, path: str, form: Callable[[float], str] = score) -> None:
+        value = _get(results, path, float)
+        values[group, row] = MISSING if value is None else form(value)
+
+    for measure in ("nmi", "ri", "ari"):
+        for side in ("gallery", "queries"):
+            add("clusters", f"{measure.upper()}, {side}", f"clustering/{side}/{measure}")
+    for way, shown in (("cluster", "in cluster"), ("exhaustive", "exhaustive")):
+        for measure, name in (
+            ("precision@5", "precision@5"),
+            ("precision@100", "precision@100"),
+            ("map@100", "mAP@100"),
+        ):
+            add("retrieval", f"{name}, {shown}", f"retrieval/{way}/{measure}")
+    for cut in ("@5", "@100"):
+        add("retrieval", f"true neighbours kept, {cut}", f"retrieval/kept/{cut}")
+
+    epochs = [
+        _checked(epoch, dict, "an epoch of training.history")
+        for epoch in _get(results, "training/history", list, [])
+    ]
+    last = epochs[-1] if epochs else {}
+    sides = {side: _get(last, side, dict, {}) for side in ("fit", "validation")}
+    for term in dict.fromkeys([*sides["fit"], *sides["validation"]]):
+        for side, losses in sides.items():
+            if losses.get(term) is not None:
+                value = _checked(losses[term], float, f"the {side} {term}")
+                values["after the last epoch", printable(f"{term}, {side}")] = loss(value)
+
+    times = [_checked(epoch.get("seconds"), float, "an epoch's seconds") for epoch in epochs]
+    median = duration(statistics.median(times)) if times else MISSING
+    values["time", "an epoch (median)"] = median
+    stages = _get(results, "seconds", dict, {})
+    total = sum(_checked(span, float, f"seconds.{stage}") for stage, span in stages.items())
+    values["time", "all stages"] = duration(total) if stages else MISSING
+
+    data = _get(results, "provenance/data", dict, {})
+    shape = " × ".join(str(size) for size in _get(data, "image_shape", list, []))
+    counts = [
+        f"{int(count):,} {noun}"
+        for noun in ("gallery", "queries")
+        if (count := _get(data, noun, float)) is not None and math.isfinite(count)
+    ]
+    device = _get(results, "provenance/device", dict, {})
+    seed = _get(results, "provenance/seed", float)
+    return Run(
+        directory,
+        _get(results, "name", str, ""),
+        values,
+        data=", ".join(filter(None, [_get(data, "description", str, ""), shape, *counts])),
+        seed=MISSING if seed is None else f"{seed:.0f}",
+        device=" ".join(
+            [
+                f"{_get(device, 'count', float, 1.0):.0f} ×",
+                _get(device, "kind", str, "unknown"),
+                f"({_get(device, 'host', str, 'unknown host')})",
+            ]
+        ),
+        left_out=tuple(
+            _checked(sentence, str, "a sentence of left_out")
+            for sentence in _get(results, "left_out", list, [])
+        ),
+    )
+
+
+def compare(runs: Sequence[Run]) -> Comparison:
+    """Lines up the runs' values; a row that no run has is left out.
+
+    Runs are called by their names, or by their directories when names repeat.
+    """
+    names = [run.name for run in runs]
+    if not all(names) or len(set(names)) < len(names):
+        names = [str(run.directory) for run in runs]
+    heads = [printable(name) for name in names]
+    keys = list(dict.fromkeys(key for run in runs for key in run.values))
+    keys.sort(key=lambda key: GROUPS.index(key[0]))  # a term only later runs have joins its group
+    lines = [(*key, [run.values.get(key, MISSING) for run in runs]) for key in keys]
+    rows = [line for line in lines if any(value != MISSING for value in line[2])]
+    notes = []
+    for what, consequence, attribute in (
+        ("data", "scores and losses don't compare directly", "data"),
+        ("seeds", "a small difference may be chance", "seed"),
+        ("devices", "times don't compare directly", "device"),
+    ):
+        found: dict[str, list[str]] = {}
+        for head, run in zip(heads, runs, strict=True):
+            found.setdefault(getattr(run, attribute), []).append(head)
+        if len(found) > 1:
+            each = "; ".join(f"{', '.join(having)}: {value}" for value, having in found.items())
+            notes.append(printable(f"The runs have different {what}, so {consequence} ({each})."))
+    for head, run in zip(heads, runs, strict=True):
+        notes += [printable(f"{head}: {sentence}") for sentence in run.left_out]
+    return Comparison(heads, rows, notes)
+
+
+def terminal(comparison: Comparison, width: int) -> str:
+    """The comparison in aligned columns; runs that don't fit beside each other come below."""
+    rows = [(group, f"  {shorten(row, 32)}", values) for group, row, values in comparison.rows]
+    label = max([0, *(columns(row) for _, row, _ in rows)])
+    heads = [shorten(head, 24) for head in comparison.heads]
+    sizes = [
+        2 + max(columns(head), *(columns(values[i]) for _, _, values in rows), 8)
+        for i, head in enumerate(heads)
+    ]
+    blocks, start = [], 0
+    while start < len(heads):
+        stop = start + 1
+        while stop < len(heads) and label + sum(sizes[start : stop + 1]) <= width:
+            stop += 1
+        lines = [_line("", heads[start:stop], label, sizes[start:stop])]
+        lines.append("-" * columns(lines[0]))
+        group = None
+        for row_group, row, values in rows:
+            if row_group != group:
+                lines += ([""] if group else []) + [row_group]
+                group = row_group
+            lines.append(_line(row, values[start:stop], label, sizes[start:stop]))
+        blocks.append("\n".join(lines))
+        start = stop
+    notes = [textwrap.fill(note, width) for note in comparison.notes]
+    return "\n\n".join([*blocks, *notes])
+
+
+def _line(name: str, values: Iterable[str], label: int, sizes: Iterable[int]) -> str:
+    cells = (" " * (size - columns(v)) + v for v, size in zip(values, sizes, strict=True))
+    return name + " " * (label - columns(name)) + "".join(cells)
+
+
+def _link(run: Run, output: Path) -> str:
+    """The URL of a run's report as seen from the output directory, empty when there is none."""
+    report = run.directory / "report.html"
+    return quote(os.fsencode(os.path.relpath(report, output))) if report.is_file() else ""
+
+
+def _escape_markdown(text: str) -> str:
+    """Text that Markdown shows as it is: no HTML, emphasis, link or column break."""
+    special = r"[\\`*_{}\[\]<>#|~&!]|:(?=//)|(?<=www)\."
+    return re.sub(special, r"\\\g<0>", printable(text), flags=re.IGNORECASE)
+
+
+def to_markdown(comparison: Comparison, links: Sequence[str]) -> str:
+    """The comparison as a Markdown document; `links` has a URL a run, or an empty text."""
+    heads = [
+        f"[{_escape_markdown(head)}]({link})" if link else _escape_markdown(head)
+        for head, link in zip(comparison.heads, links, strict=True)
+    ]
+    lines = ["# Comparison of runs", "", " | ".join(["| ", *heads]) + " |"]
+    lines.append("|---|" + "---:|" * len(heads))
+    group = None
+    for row_group, row, values in comparison.rows:
+        if row_group != group:
+            lines.append(f"| **{row_group}** |" + " |" * len(heads))
+            group = row_group
+        lines.append(" | ".join([f"| {_escape_markdown(row)}", *values]) + " |")
+    for note in comparison.notes:
+        lines += ["", _escape_markdown(note)]
+    return "\n".join(lines) + "\n"
+
+
+def to_html(comparison: Comparison, links: Sequence[str]) -> str:
+    """The comparison as a self-contained page; `links` has a URL a run, or an empty text."""
+    rows: list[list[str]] = []
+    group = None
+    for row_group, row, values in comparison.rows:
+        if row_group != group:
+            rows.append([row_group])
+            group = row_group
+        rows.append([row, *values])
+    body = ["<h1>Comparison of runs</h1>"]
+    body.append(html.table(["", *comparison.heads], rows, label="comparison"))
+    if comparison.notes:
+        notes = "".join(f"<li>{html.text(note)}</li>" for note in comparison.notes)
+        body.append(f'<div class="note"><ul>{notes}</ul></div>')
+    reports = [
+        f'<li><a href="{html.text(link)}">{html.text(head)}</a></li>'
+        for head, link in zip(comparison.heads, links, strict=True)
+        if link
+    ]
+    if reports:
+        body.append(f"<h2>Reports</h2>\n<ul>{''.join(reports)}</ul>")
+    return html.page("Comparison of runs", "\n".join(body))
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message[:1].upper()}{message[1:]}; see --help.")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Prints the comparison of the runs named on the command line; returns the exit status."""
+    parser = _Parser(
+        prog="python -m retrieval_jax.compare", description="Sets finished runs side by side."
+    )
+    parser.add_argument("runs", nargs="*", metavar="DIR", help="workdir of a finished run")
+    parser.add_argument(
+        "--output", metavar="DIR", help="where to write comparison.md and comparison.html"
+    )
+    try:
+        arguments = parser.parse_args(argv)
+        if not arguments.runs:
+            raise UserError("Name the workdirs of the runs to compare: DIR DIR ....")
+        runs = [read_run(directory) for directory in arguments.runs]
+        comparison = compare(runs)
+        width = min(max(shutil.get_terminal_size((100, 24)).columns, 80), 160)
+        lines = [terminal(comparison, width)]
+        if arguments.output is not None:
+            files = _write(comparison, runs, Path(arguments.output))
+            lines += ["", *(f"wrote {file}" for file in files)]
+        _print("\n".join(lines), sys.stdout)
+    except UserError as error:
+        _print(str(error), sys.stderr)
+        return 2
+    return 0
+
+
+def _write(comparison: Comparison, runs: Sequence[Run], output: Path) -> list[Path]:
+    files = [output / "comparison.md", output / "comparison.html"]
+    links = [_link(run, output) for run in runs]
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        html.write(files[0], to_markdown(comparison, links))
+        html.write(files[1], to_html(comparison, links))
+    except OSError as error:
+        raise UserError(
+            f"{printable(str(output))} can't be written: {error.strerror}; name another --output."
+        ) from None
+    return files
+
+
+def _print(text: str, stream: Any) -> None:
+    """Prints what the terminal's encoding has, and a question mark for the rest."""
+    encoding = stream.encoding or "utf-8"
+    try:
+        print(text.encode(encoding, "replace").decode(encoding), file=stream, flush=True)
+    except BrokenPipeError:  # the reader (`head`) has seen enough; the exit flushes once more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,303 @@
+"""Every key of a configuration, and the one place where a configuration becomes objects.
+
+A configuration file defines `get_config()`, which starts from `default()` here and changes what
+its experiment needs. A key that is not declared here, or a value of another type, is refused.
+"""
+
+from __future__ import annotations
+
+import jax
+import optax
+from ml_collections import ConfigDict
+
+from retrieval_jax import devices
+from retrieval_jax.augment import random_flip, random_shift
+from retrieval_jax.data.folder import from_folder
+from retrieval_jax.data.images import ImageSet, digits
+from retrieval_jax.data.npz import from_npz
+from retrieval_jax.data.tfds_source import from_tfds
+from retrieval_jax.errors import UserError
+from retrieval_jax.models import AutoEncoder, Decoder, Encoder, Head
+from retrieval_jax.objective import Objective, Term, classification_term, reconstruction_term
+from retrieval_jax.training.loop import Recipe
+from retrieval_jax.training.step import Augment
+
+
+def default() -> ConfigDict:
+    """The reference of every key: system 1 of the protocol on the embedded digits."""
+    c = ConfigDict()
+    c.name = "digits vanilla"  # heading of the report and column of the comparison
+    c.seed = 0  # everything random follows from it
+
+    c.data = data = ConfigDict()
+    data.source = "digits"  # "digits" (embedded), "tfds", "folder" or "npz"
+    data.name = "cifar10"  # tfds: the data set's name
+    data.directory = ""  # tfds: its data directory, "" for TFDS' own; folder: the images' directory
+    data.file = ""  # npz: the file
+    data.image_size = (32, 32)  # folder: height and width that images are resized to
+    data.channels = 3  # folder: 3 for colour, 1 for grey
+    data.max_skipped = 100  # folder: unreadable images to tolerate before the run stops
+    data.queries = 90  # images set aside as queries, stratified by class
+    data.validation_fraction = 0.2  # share of the gallery for the validation losses
+
+    c.model = model = ConfigDict()
+    model.encoder_widths = (32, 64)  # features of each stage; each halves the image's sides
+    model.bottleneck = 128  # features of the bottleneck: the embedding's size
+    model.decoder_widths = (128, 64)  # features of each ×2 up-sampling stage, as many as above
+    model.norm_momentum = 0.99  # share of the old in BatchNorm's running statistics, a step
+    model.cosine_scale = 0.0  # 0: a dense head; more: a cosine head, its logits scaled by this
+
+    c.objective = objective = ConfigDict()
+    objective.reconstruction_weight = 1.0  # mean squared error
+    objective.classification_weight = 0.0  # cross-entropy of the head; 0: no head, no labels used
+    objective.label_smoothing = 0.0  # share of the target spread over all classes
+
+    c.training = training = ConfigDict()
+    training.epochs = 10
+    training.batch_size = 32  # over all devices
+
+    c.optimizer = optimizer = ConfigDict()  # Adam; AdamW where there is weight decay
+    optimizer.learning_rate = 1e-3  # its peak
+    optimizer.b1 = 0.9
+    optimizer.b2 = 0.999
+    optimizer.epsilon = 1e-7
+    optimizer.weight_decay = 0.0  # of kernels; biases and BatchNorm are never decayed
+    optimizer.warmup_fraction = 0.0  # share of the steps in which the rate rises from 0
+    optimizer.decay = "none"  # "none", or "cosine" from the peak to 0 at the last step
+
+    c.augmentation = augmentation = ConfigDict()
+    augmentation.flip = False  # mirror left to right, half of the images
+    augmentation.shift = 0  # move by up to this many pixels, mirrored at the border
+
+    c.embedding = embedding = ConfigDict()
+    embedding.normalize = False  # scale each embedding to length 1
+    embedding.batch_size = 512  # images a call, over all devices; validation uses it too
+
+    c.clustering = clustering = ConfigDict()
+    clustering.k = 10  # clusters
+    clustering.restarts = 10  # k-means++ starts; the one of lowest inertia is kept
+    clustering.max_iterations = 300  # a start
+    clustering.tolerance = 1e-4  # of the centroids' movement, relative to the data's variance
+
+    c.retrieval = retrieval = ConfigDict()
+    retrieval.neighbours = 100  # neighbours found for each query
+
+    c.report = report = ConfigDict()
+    report.examples = 10  # images in the reconstruction and retrieval figures
+    report.tsne_points = 2000  # gallery embeddings, sampled by seed, in the t-SNE figure
+    return c.lock()
+
+
+def check(c: ConfigDict) -> None:
+    """Refuses values that no data could make sense of.
+
+    Raises:
+      UserError: names the key, its value and what it accepts.
+    """
+    _one_of("data.source", c.data.source, ("digits", "tfds", "folder", "npz"))
+    _one_of("optimizer.decay", c.optimizer.decay, ("none", "cosine"))
+    for key in (
+        "data.queries",
+        "data.channels",
+        "model.bottleneck",
+        "training.epochs",
+        "training.batch_size",
+        "embedding.batch_size",
+        "clustering.k",
+        "clustering.restarts",
+        "clustering.max_iterations",
+        "report.examples",
+    ):
+        _at_least(key, _value(c, key), 1)
+    _at_least("retrieval.neighbours", c.retrieval.neighbours, 5)  # precision@5 needs them
+    for key in (
+        "seed",
+        "data.max_skipped",
+        "objective.reconstruction_weight",
+        "objective.classification_weight",
+        "model.cosine_scale",
+        "augmentation.shift",
+        "clustering.tolerance",
+        "optimizer.weight_decay",
+        "report.tsne_points",
+    ):
+        _at_least(key, _value(c, key), 0)
+    for key in (
+        "data.validation_fraction",
+        "model.norm_momentum",
+        "objective.label_smoothing",
+        "optimizer.b1",
+        "optimizer.b2",
+        "optimizer.warmup_fraction",
+    ):
+        if not 0 <= _value(c, key) < 1:
+            raise UserError(f"{key} must be at least 0 and below 1, got {_value(c, key)}")
+    for key in ("optimizer.learning_rate", "optimizer.epsilon"):
+        if not 0 < _value(c, key) < float("inf"):
+            raise UserError(f"{key} must be a positive number, got {_value(c, key)}")
+    for key in ("model.encoder_widths", "model.decoder_widths", "data.image_size"):
+        if not _value(c, key) or not all(isinstance(v, int) and v > 0 for v in _value(c, key)):
+            raise UserError(f"{key} must be positive whole numbers, got {_value(c, key)}")
+    if len(c.data.image_size) != 2:
+        raise UserError(f"data.image_size must be (height, width), got {c.data.image_size}")
+    if len(c.model.encoder_widths) != len(c.model.decoder_widths):
+        raise UserError(
+            "model.encoder_widths and model.decoder_widths must have as many stages each, "
+            f"got {c.model.encoder_widths} and {c.model.decoder_widths}"
+        )
+    if c.objective.reconstruction_weight == 0 and c.objective.classification_weight == 0:
+        raise UserError(
+            "the objective has no term: set objective.reconstruction_weight or "
+            "objective.classification_weight above 0"
+        )
+    if c.training.batch_size % devices.count():
+        raise UserError(
+            f"training.batch_size {c.training.batch_size} must be a multiple of the "
+            f"{devices.count()} devices"
+        )
+
+
+def check_against_data(
+    c: ConfigDict, image_shape: tuple[int, int, int], classes: int, fit: int, gallery: int
+) -> None:
+    """Refuses what this data cannot satisfy: images [h, w, c], 0 classes meaning no labels.
+
+    Raises:
+      UserError: names the key or the data, and the cure.
+    """
+    stride = 2 ** len(c.model.encoder_widths)
+    height, width, _ = image_shape
+    if height % stride or width % stride:
+        raise UserError(
+            f"images of {height}×{width} don't divide by {stride}, the stride of the "
+            f"{len(c.model.encoder_widths)} stages in model.encoder_widths; resize the images or "
+            "change the stages"
+        )
+    if c.objective.classification_weight > 0 and classes == 0:
+        raise UserError(
+            "objective.classification_weight is above 0 but the data has no labels; set it to 0 "
+            "or give labels"
+        )
+    if c.objective.classification_weight > 0 and classes == 1:
+        raise UserError(
+            "objective.classification_weight is above 0 but the data has one class only; set it "
+            "to 0 or give more classes"
+        )
+    if c.clustering.k > gallery:
+        raise UserError(
+            f"clustering.k is {c.clustering.k} but the gallery has {gallery} images; lower it"
+        )
+    if c.training.batch_size > fit:
+        raise UserError(
+            f"training.batch_size is {c.training.batch_size} but there are {fit} images to fit; "
+            "lower it"
+        )
+    if c.augmentation.shift >= min(height, width):
+        raise UserError(
+            f"augmentation.shift is {c.augmentation.shift} pixels but the images are "
+            f"{height}×{width}; lower it"
+        )
+
+
+def load_images(c: ConfigDict) -> ImageSet:
+    """The images that `c.data` names."""
+    if c.data.source == "digits":
+        return digits()
+    if c.data.source == "tfds":
+        return from_tfds(c.data.name, c.data.directory)
+    if c.data.source == "folder":
+        return from_folder(
+            c.data.directory,
+            tuple(c.data.image_size),
+            channels=c.data.channels,
+            max_skipped=c.data.max_skipped,
+        )
+    return from_npz(c.data.file)
+
+
+def build_recipe(c: ConfigDict, channels: int, classes: int, fit: int) -> Recipe:
+    """What `training.loop.train` needs, for images of `channels` and `fit` images to fit."""
+    steps = c.training.epochs * (fit // c.training.batch_size)
+    return Recipe(
+        model=_build_model(c, channels, classes),
+        objective=_build_objective(c),
+        optimizer=_build_optimizer(c, steps),
+        augment=_build_augment(c),
+        epochs=c.training.epochs,
+        batch_size=c.training.batch_size,
+        validation_batch_size=c.embedding.batch_size,
+        seed=c.seed,
+    )
+
+
+def _build_model(c: ConfigDict, channels: int, classes: int) -> AutoEncoder:
+    momentum = c.model.norm_momentum
+    head = None
+    if c.objective.classification_weight > 0:
+        head = Head(classes, scale=c.model.cosine_scale or None)
+    return AutoEncoder(
+        encoder=Encoder(tuple(c.model.encoder_widths), c.model.bottleneck, momentum, devices.AXIS),
+        decoder=Decoder(tuple(c.model.decoder_widths), channels, momentum, devices.AXIS),
+        head=head,
+    )
+
+
+def _build_objective(c: ConfigDict) -> Objective:
+    terms: dict[str, Term] = {}
+    if c.objective.reconstruction_weight > 0:
+        terms["reconstruction"] = reconstruction_term(c.objective.reconstruction_weight)
+    if c.objective.classification_weight > 0:
+        terms["classification"] = classification_term(
+            c.objective.classification_weight, c.objective.label_smoothing
+        )
+    return terms
+
+
+def _build_optimizer(c: ConfigDict, steps: int) -> optax.GradientTransformation:
+    o = c.optimizer
+    rate: float | optax.Schedule = o.learning_rate
+    if o.warmup_fraction > 0 or o.decay == "cosine":
+        warmup = round(steps * o.warmup_fraction)
+        after = (
+            optax.cosine_decay_schedule(o.learning_rate, max(steps - warmup, 1))
+            if o.decay == "cosine"
+            else optax.constant_schedule(o.learning_rate)
+        )
+        rise = optax.linear_schedule(0.0, o.learning_rate, warmup)
+        rate = optax.join_schedules([rise, after], [warmup])
+    return optax.adamw(
+        rate,
+        o.b1,
+        o.b2,
+        o.epsilon,
+        weight_decay=o.weight_decay,
+        mask=lambda params: jax.tree.map(lambda p: p.ndim > 1, params),
+    )
+
+
+def _build_augment(c: ConfigDict) -> Augment:
+    def augment(key: jax.Array, images: jax.Array) -> jax.Array:
+        flip_key, shift_key = jax.random.split(key)
+        if c.augmentation.flip:
+            images = random_flip(flip_key, images)
+        if c.augmentation.shift:
+            images = random_shift(shift_key, images, c.augmentation.shift)
+        return images
+
+    return augment
+
+
+def _value(c: ConfigDict, key: str):
+    for part in key.split("."):
+        c = c[part]
+    return c
+
+
+def _one_of(key: str, value: str, accepted: tuple[str, ...]) -> None:
+    if value not in accepted:
+        raise UserError(f"{key} must be one of {', '.join(map(repr, accepted))}, got {value!r}")
+
+
+def _at_least(key: str, value: float, bound: int) -> None:
+    if not bound <= value < float("inf"):
+        raise UserError(f"{key} must be at least {bound}, got {value}")

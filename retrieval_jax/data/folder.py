@@ -1,0 +1,177 @@
+"""Images from a folder: one subfolder a class, or flat without labels."""
+
+import os
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from retrieval_jax.data.images import ImageSet, describe_images, printable, reason
+from retrieval_jax.errors import UserError
+
+_ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
+_FORMATS = ("PNG", "JPEG", "WEBP")  # by content: Pillow's other readers see no untrusted file
+_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+_THREADS = 8  # bounds the full-size images in memory at once, at most 360 MB each
+
+
+def from_folder(
+    directory: str | Path, size: tuple[int, int], channels: int = 3, max_skipped: int = 100
+) -> ImageSet:
+    """Reads `DIR/class/*.png|jpg|jpeg|webp` with labels, or `DIR/*.png|jpg|jpeg|webp` without.
+
+    Classes are the subfolders that directly hold a file with such an ending (in upper or lower
+    case), in the order of their names; so are the images within a class. Hidden files and folders,
+    deeper folders and other files are no part of the set. Links are followed; as no folder below
+    the classes is entered, a link that loops can't.
+
+    Each image is turned as its EXIF orientation says, laid on white where it is transparent (alpha
+    is kept with four channels), and resized to `size`, antialiased, without regard to its
+    aspect ratio. Palettes, grey, CMYK and 16-bit images are converted, the latter by scaling their
+    full range. Of an animation the first frame counts.
+
+    An image that can't be decoded in full, is over Pillow's limit against decompression bombs
+    (`PIL.Image.MAX_IMAGE_PIXELS`, 89 million pixels), or is no regular file is skipped with a
+    reason.
+
+    Args:
+        directory: the folder.
+        size: height and width of the result.
+        channels: 1 (grey), 3 (RGB) or 4 (RGBA).
+        max_skipped: the most images that may be skipped.
+
+    Returns:
+        The image set; names that aren't UTF-8, and characters that don't print, are escaped.
+
+    Raises:
+        UserError: the folder isn't there or can't be listed, holds no image, both flat images and
+            class folders, a class of which no image can be read, or more than `max_skipped`
+            images that can't; size or channels are out of range.
+    """
+    root = Path(directory).expanduser()
+    shown = printable(str(root))
+    if min(size) < 1:
+        raise UserError(f"image size is {size[0]}×{size[1]}: height and width must be positive")
+    if channels not in _MODES:
+        raise UserError(f"channels is {channels}: a folder of images can be read as 1, 3 or 4")
+    if not root.is_dir():
+        raise UserError(f"{shown} is not a folder: give the folder that holds the images")
+    names, paths, labels = _find(root, shown)
+
+    images, read, skipped = _read(root, paths, size, channels, max_skipped)
+    labels = labels[read]
+    for lost in sorted(set(range(len(names))) - set(labels.tolist())):
+        raise UserError(
+            f"no image of class {names[lost]!r} in {shown} can be read: mend or remove it"
+        )
+    if not read:
+        raise UserError(f"no image in {shown} can be read ({skipped[0]}): mend or replace them")
+    return ImageSet(
+        images=images,
+        labels=labels if names else None,
+        class_names=names,
+        description=f"folder {shown}, {describe_images(images)}",
+        skipped=tuple(skipped),
+    )
+
+
+def _find(root: Path, shown: str) -> tuple[tuple[str, ...], list[Path], np.ndarray]:
+    """Printable class names (none if flat), image paths, labels int32 (all 0 if flat)."""
+    flat, folders = _list(root)
+    classes = [(folder.name, found) for folder in folders if (found := _list(folder)[0])]
+    if flat and classes:
+        raise UserError(
+            f"{shown} holds images both directly and in class folders such as "
+            f"{printable(classes[0][0])!r}: move the former into class folders or elsewhere"
+        )
+    if not flat and not classes:
+        raise UserError(
+            f"{shown} holds no images: it needs DIR/class/*.png (or jpg, jpeg, webp), or "
+            f"DIR/*.png without labels"
+        )
+    paths = flat or [path for _, found in classes for path in found]
+    names = tuple(printable(name) for name, _ in classes)
+    labels = [0] * len(flat) + [i for i, (_, found) in enumerate(classes) for _ in found]
+    return names, paths, np.asarray(labels, np.int32)
+
+
+def _list(folder: Path) -> tuple[list[Path], list[Path]]:
+    """Image files and subfolders of a folder, each sorted by name, the hidden ones left out."""
+    files, folders = [], []
+    try:
+        entries = sorted(entry for entry in os.listdir(folder) if not entry.startswith("."))
+    except OSError as error:
+        raise UserError(
+            f"folder {printable(str(folder))} can't be listed ({error.strerror}): "
+            f"check its permissions"
+        ) from error
+    for entry in entries:
+        path = folder / entry
+        if path.is_dir():
+            folders.append(path)
+        elif entry.lower().endswith(_ENDINGS):
+            files.append(path)
+    return files, folders
+
+
+def _read(
+    root: Path, paths: list[Path], size: tuple[int, int], channels: int, max_skipped: int
+) -> tuple[np.ndarray, list[int], list[str]]:
+    """Images uint8 [m, h, w, channels], the m indices of their paths, a line a skipped path."""
+    images = np.empty((len(paths), *size, channels), np.uint8)
+    read: list[int] = []
+    skipped: list[str] = []
+    pool = ThreadPoolExecutor(_THREADS)  # Pillow's decoders release the GIL
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd metadata
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            decoded = pool.map(lambda path: _decode(path, size, channels), paths)
+            for i, result in enumerate(decoded):
+                if not isinstance(result, str):
+                    images[len(read)] = result  # packed, so that skipping leaves no gap
+                    read.append(i)
+                    continue
+                skipped.append(f"{printable(str(paths[i].relative_to(root)))}: {result}")
+                if len(skipped) > max_skipped:
+                    raise UserError(
+                        f"more than {max_skipped} images in {printable(str(root))} can't be read, "
+                        f"the last of them {skipped[-1]}: mend or remove them, or allow more to be "
+                        f"skipped"
+                    )
+    finally:  # an interrupt doesn't wait for the images that are still queued
+        pool.shutdown(cancel_futures=True)
+    return images[: len(read)], read, skipped
+
+
+def _decode(path: Path, size: tuple[int, int], channels: int) -> np.ndarray | str:
+    """One image, uint8 [h, w, channels], or the reason why there is none."""
+    try:
+        if not path.is_file():  # opening a pipe would wait for ever
+            return "no regular file, or a broken link"
+        if path.stat().st_size == 0:
+            return "empty file"
+        with Image.open(path, formats=_FORMATS) as image:
+            # Lets the JPEG decoder shrink by a power of two on the way; never below twice the size.
+            image.draft(image.mode, (2 * max(size), 2 * max(size)))
+            pixels = _convert(ImageOps.exif_transpose(image), channels)
+            pixels = pixels.resize((size[1], size[0]), Image.Resampling.BILINEAR)
+    except UnidentifiedImageError:  # its message is the whole path
+        return "not a PNG, JPEG or WebP image"
+    except Exception as error:  # hostile files raise far more than OSError in Pillow's parsers
+        return reason(error)
+    return np.asarray(pixels).reshape(*size, channels)
+
+
+def _convert(image: Image.Image, channels: int) -> Image.Image:
+    if image.mode.startswith("I"):  # 16-bit grey, which Pillow's own conversion would clip
+        values = np.asarray(image).astype(np.float32)
+        image = Image.fromarray(np.round(values / 257).clip(0, 255).astype(np.uint8))
+    if channels == 4:
+        return image.convert("RGBA")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert(_MODES[channels])

@@ -1,0 +1,123 @@
+"""The protocol's split of an image set into fit, validation and queries."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from retrieval_jax.errors import UserError
+
+_PURPOSE = int.from_bytes(b"split")  # sets these random numbers apart from others of the same seed
+
+
+class Split(NamedTuple):
+    """Indices of images, int64, disjoint, in shuffled order, together every image once.
+
+    Attributes:
+        fit: the gallery images that train the model.
+        validation: the rest of the gallery, for the loss curves.
+        queries: the images that are searched for.
+    """
+
+    fit: np.ndarray
+    validation: np.ndarray
+    queries: np.ndarray
+
+    @property
+    def gallery(self) -> np.ndarray:
+        """All images that are searched: fit, then validation."""
+        return np.concatenate([self.fit, self.validation])
+
+
+def split(
+    labels: np.ndarray | None,
+    count: int,
+    queries: int,
+    seed: int,
+    validation_fraction: float = 0.2,
+) -> Split:
+    """Splits `count` images at random: queries by class, the first of the gallery to fit.
+
+    The queries hold each class in its share of the data, as closely as whole images allow (largest
+    remainder, ties to the lower class), and at least one image of each class; so does the gallery.
+    The gallery is shuffled as a whole, and its last `validation_fraction`, rounded, validates.
+    The order comes from raw PCG64 output, which NumPy keeps the same on every platform and in every
+    version, so a seed means the same split everywhere.
+
+    Args:
+        labels: integers [count], any values; None splits without regard to classes.
+        count: number of images.
+        queries: number of queries, exactly.
+        seed: a non-negative integer.
+        validation_fraction: share of the gallery that validates, in [0, 1).
+
+    Returns:
+        The split.
+
+    Raises:
+        UserError: no query or no gallery would be left; fewer queries (or gallery images) than
+            classes; a class with one image only; a seed or fraction out of range.
+
+    Example:
+        >>> parts = split(np.array([0] * 60 + [1] * 40), count=100, queries=10, seed=0)
+        >>> len(parts.fit), len(parts.validation), int(np.sum(parts.queries >= 60))
+        (72, 18, 4)
+    """
+    if not 0 < queries < count:
+        raise UserError(
+            f"{queries} queries out of {count} images leave no query or no gallery: "
+            f"ask for 1 to {count - 1}"
+        )
+    if not 0 <= validation_fraction < 1:
+        raise UserError(f"validation fraction is {validation_fraction}: it must be in [0, 1)")
+    if seed < 0:
+        raise UserError(f"seed is {seed}: it must not be negative")
+    order = np.argsort(np.random.PCG64((seed, _PURPOSE)).random_raw(count), kind="stable")
+    order = order.astype(np.int64)
+    if labels is None:
+        is_query = np.arange(count) < queries
+    else:
+        if np.shape(labels) != (count,):
+            raise ValueError(f"labels have shape {np.shape(labels)}, expected ({count},)")
+        _, classes, sizes = np.unique(labels, return_inverse=True, return_counts=True)
+        quotas = _quotas(sizes, queries)
+        # The first images of each class in the shuffled order are its queries.
+        rank_in_class = np.arange(count) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+        is_query = np.empty(count, bool)
+        by_class = np.argsort(classes[order], kind="stable")
+        is_query[by_class] = rank_in_class < np.repeat(quotas, sizes)
+    gallery = order[~is_query]
+    fit = len(gallery) - round(validation_fraction * len(gallery))
+    if fit == 0:
+        raise UserError(
+            f"a validation fraction of {validation_fraction} leaves none of {len(gallery)} gallery "
+            f"images to fit: lower it"
+        )
+    return Split(fit=gallery[:fit], validation=gallery[fit:], queries=order[is_query])
+
+
+def _quotas(sizes: np.ndarray, queries: int) -> np.ndarray:
+    """Queries of each class, in exact integers: 1 to size - 1 each, `queries` together."""
+    classes, count = len(sizes), int(sizes.sum())
+    if queries < classes:
+        raise UserError(
+            f"{queries} queries can't cover {classes} classes: ask for {classes} or more"
+        )
+    if sizes.min() < 2:
+        raise UserError(
+            "a class with a single image can't be in both gallery and queries: "
+            "give every class two images or more"
+        )
+    if count - queries < classes:
+        raise UserError(
+            f"{queries} queries leave {count - queries} gallery images for {classes} classes: "
+            f"ask for {count - classes} or fewer"
+        )
+    share = sizes.astype(np.int64) * queries  # in units of 1 / count
+    quotas = np.clip(share // count, 1, sizes - 1)
+    # At most one step a class or so; the bounds of the smallest classes can take a few more.
+    while (missing := queries - quotas.sum()) != 0:
+        step = int(np.sign(missing))
+        free = quotas < sizes - 1 if step > 0 else quotas > 1
+        gap = np.where(free, step * (share - quotas * count), np.iinfo(np.int64).min)
+        quotas[np.argmax(gap)] += step
+    return quotas

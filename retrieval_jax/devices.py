@@ -1,0 +1,84 @@
+"""The one module that knows how many devices there are and what lies on each.
+
+A value "on every device" is stacked along a leading axis of devices, as `jax.pmap` takes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from flax import jax_utils
+
+AXIS = "devices"
+
+
+def count() -> int:
+    """Number of devices that the mapped functions run on."""
+    return jax.local_device_count()
+
+
+def on_every_device(tree: Any) -> Any:
+    """Copies a tree of arrays to every device."""
+    return jax_utils.replicate(tree)
+
+
+def from_first_device(tree: Any) -> Any:
+    """Fetches the first device's copy of a tree to the host, as NumPy arrays."""
+    return jax.tree.map(lambda x: np.asarray(x.addressable_shards[0].data)[0], tree)
+
+
+def share_batches(rows: np.ndarray) -> jax.Array:
+    """[steps, batch] → [devices, steps, batch / devices], on each device its share of every batch."""
+    steps, batch = rows.shape
+    shares = rows.reshape(steps, count(), batch // count()).swapaxes(0, 1)
+    return jax.pmap(lambda share: share)(shares)
+
+
+def mapped(function: Callable, *, donate: tuple[int, ...] = ()) -> Callable:
+    """Maps a per-device function over all devices, with `AXIS` as the name for its reductions."""
+    return jax.pmap(function, axis_name=AXIS, donate_argnums=donate)
+
+
+def round_up(batch: int) -> int:
+    """The next batch size that all devices share evenly."""
+    return -(-batch // count()) * count()
+
+
+def map_rows(
+    function: Callable[[Any, jax.Array], jax.Array], parameters: Any, rows: np.ndarray, batch: int
+) -> np.ndarray:
+    """Applies `function(parameters, batch of rows)` to any number of rows, on all devices.
+
+    The last batch is padded to the static shape and only real rows are returned; two batches are
+    in flight, so memory doesn't grow with the rows.
+
+    Args:
+      function: (parameters, [b, …]) → [b, …], each row on its own.
+      parameters: on every device.
+      rows: [n, …] on the host, n ≥ 0.
+      batch: rows of one call over all devices; rounded up to a multiple of the devices.
+
+    Returns:
+      [n, …] on the host.
+    """
+    batch = round_up(batch)
+    call = mapped(function)
+    results: list[np.ndarray] = []
+    pending: list[tuple[jax.Array, int]] = []
+
+    def fetch() -> None:
+        value, real = pending.pop(0)
+        results.append(np.asarray(value).reshape(batch, *value.shape[2:])[:real])
+
+    for start in range(0, max(len(rows), 1), batch):
+        part = rows[start : start + batch]
+        padding = np.zeros((batch - len(part), *rows.shape[1:]), rows.dtype)
+        shared = np.concatenate([part, padding]).reshape(count(), -1, *rows.shape[1:])
+        pending.append((call(parameters, shared), len(part)))
+        if len(pending) > 1:
+            fetch()
+    fetch()
+    return np.concatenate(results)

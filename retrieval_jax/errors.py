@@ -1,0 +1,5 @@
+"""The one exception that means: the user's input is at fault, and this sentence says how to mend it."""
+
+
+class UserError(Exception):
+    """One sentence that names the thing at fault and the cure; programs print it and exit with 2."""

@@ -1,0 +1,89 @@
+"""Judges embeddings: arrays in, numbers out, with nothing known of the model that made them."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from retrieval_jax import metrics
+from retrieval_jax.ranking import Neighbours, nearest, nearest_in_cluster, share_kept
+
+_QUERIES = 512  # of one call; the progress bar moves with it
+
+
+class Ranking(NamedTuple):
+    """The nearest gallery images of every query, on the host."""
+
+    cluster: Neighbours  # among the gallery images of the query's own cluster
+    exhaustive: Neighbours  # among all gallery images
+
+
+def rank(
+    queries: np.ndarray,
+    query_clusters: np.ndarray,
+    gallery: np.ndarray,
+    gallery_clusters: np.ndarray,
+    k: int,
+) -> Ranking:
+    """Ranks the gallery for every query, in its cluster and exhaustively.
+
+    Args:
+      queries: float32 [q, d] embeddings.
+      query_clusters: int [q].
+      gallery: float32 [n, d].
+      gallery_clusters: int [n].
+      k: neighbours a query.
+
+    Returns:
+      `Ranking` of [q, k] NumPy arrays.
+    """
+    cluster: list[Neighbours] = []
+    exhaustive: list[Neighbours] = []
+    with tqdm(total=len(queries), desc="queries", disable=None, leave=False) as bar:
+        for start in range(0, len(queries), _QUERIES):
+            part = slice(start, start + _QUERIES)
+            cluster.append(
+                nearest_in_cluster(
+                    queries[part], query_clusters[part], gallery, gallery_clusters, k
+                )
+            )
+            exhaustive.append(nearest(queries[part], gallery, k))
+            bar.update(len(queries[part]))
+    return Ranking(_joined(cluster), _joined(exhaustive))
+
+
+def clustering_scores(labels: np.ndarray, clusters: np.ndarray) -> dict[str, float]:
+    """NMI, RI and ARI of clusters int [n] against class labels int [n]."""
+    table = metrics.contingency_table(labels, clusters)
+    return {
+        "nmi": metrics.normalized_mutual_information(table),
+        "ri": metrics.rand_index(table),
+        "ari": metrics.adjusted_rand_index(table),
+    }
+
+
+def retrieval_scores(
+    found: Neighbours, query_labels: np.ndarray, gallery_labels: np.ndarray
+) -> dict[str, float]:
+    """Precision@5, precision@k and mAP@k for the k neighbours of each query, right by class.
+
+    A neighbour that was not found counts as wrong.
+    """
+    relevant, positives = metrics.relevance(found.indices, query_labels, gallery_labels)
+    k = relevant.shape[1]
+    return {
+        **{f"precision@{n}": float(metrics.precision_at_k(relevant, n)) for n in (5, k)},
+        f"map@{k}": float(metrics.mean_average_precision_at_k(relevant, positives, k)),
+    }
+
+
+def kept(ranking: Ranking) -> dict[str, float]:
+    """Share of the true 5 and k nearest neighbours that the restriction to the cluster keeps."""
+    cutoffs = (5, ranking.exhaustive.indices.shape[1])
+    return {f"@{n}": float(share_kept(ranking.exhaustive, ranking.cluster, n)) for n in cutoffs}
+
+
+def _joined(parts: list[Any]) -> Neighbours:
+    return Neighbours(*(np.concatenate(field) for field in zip(*parts, strict=True)))

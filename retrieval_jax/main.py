@@ -1,0 +1,79 @@
+"""Runs one experiment from its config file.
+
+    python -m retrieval_jax.main --config=FILE --workdir=DIR [--config.key=value …]
+
+FILE is a Python file with `get_config()`; `retrieval_jax/config.py` declares every key. The run
+leaves everything in DIR, and the same command goes on after an interruption. Bad input ends with
+one sentence on standard error and exit code 2.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from retrieval_jax.errors import UserError
+
+
+def parse(arguments: list[str]) -> tuple[ConfigDict, Path]:
+    """The config, its overrides applied and type-checked, and the workdir.
+
+    Raises:
+      UserError: a sentence on what is wrong with the command line or the config file.
+    """
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", None, "The config file.", flag_values=values)
+    flags.DEFINE_string("workdir", None, "Where the run leaves everything.", flag_values=values)
+    try:
+        stray = values(["main", *arguments])[1:]
+        config, workdir = values["config"].value, values["workdir"].value
+    except flags.Error as error:
+        raise UserError(f"{_sentence(error)}; retrieval_jax/config.py declares every key") from error
+    except KeyError as error:  # an override of a key that is not declared
+        raise UserError(f"unknown config key {_sentence(error)}") from error
+    except UserError:
+        raise
+    except Exception as error:  # the config file is the user's own code: anything can come of it
+        kind = type(error).__name__
+        raise UserError(f"the config file can't be read: {kind}: {_sentence(error)}") from error
+    if stray:
+        raise UserError(f"stray argument {stray[0]!r}; write --config.key=value with the equals sign")
+    if config is None or workdir is None:
+        missing = "config=FILE" if config is None else "workdir=DIR"
+        raise UserError(f"--{missing} is missing; see python -m retrieval_jax.main --help")
+    if not isinstance(config, ConfigDict):  # config_flags' stand-in for a file that isn't there
+        raise UserError("the config file can't be read; give --config=FILE with an existing file")
+    return config, Path(workdir)
+
+
+def main(arguments: list[str]) -> int:
+    """Runs the experiment; returns the exit code."""
+    if "--help" in arguments:
+        print(__doc__)
+        return 0
+    try:
+        config, workdir = parse(arguments)
+        # JAX starts only now, so that a wrong command line is answered at once.
+        from retrieval_jax import pipeline
+
+        pipeline.run(config, workdir, arguments)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on after the last epoch", file=sys.stderr)
+        return 130
+    print(f"report: {workdir / 'report.html'}")
+    return 0
+
+
+def _sentence(error: Exception) -> str:
+    message = error.args[0] if len(error.args) == 1 else error
+    return " ".join(str(message).split())
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,1 @@
+"""The multi-loss training step, the loop around it, its checkpoints and its record."""

@@ -1,0 +1,202 @@
+"""The training loop: whole epochs from a data set that lies on the devices as uint8."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import optax
+from tqdm import tqdm
+
+from retrieval_jax import devices
+from retrieval_jax.errors import UserError
+from retrieval_jax.models import AutoEncoder
+from retrieval_jax.objective import Batch, Objective
+from retrieval_jax.randomness import key_for
+from retrieval_jax.training.checkpoints import Checkpoints
+from retrieval_jax.training.logs import MetricLog
+from retrieval_jax.training.step import (
+    Augment,
+    TrainState,
+    as_float,
+    create_state,
+    train_step,
+    validation_step,
+)
+
+# Steps dispatched before the oldest one's metrics are fetched. Enough to keep a device busy; more
+# can deadlock virtual CPU devices, whose collectives share one small thread pool.
+_IN_FLIGHT = 8
+
+
+class Recipe(NamedTuple):
+    """What to train and how; the arrays come separately."""
+
+    model: AutoEncoder
+    objective: Objective
+    optimizer: optax.GradientTransformation
+    augment: Augment  # (key, float images [n, h, w, c]) → images of the same shape
+    epochs: int
+    batch_size: int  # over all devices
+    validation_batch_size: int  # likewise
+    seed: int
+
+
+class DataSet(NamedTuple):
+    """Images and labels on the host."""
+
+    images: np.ndarray  # uint8 [n, h, w, c]
+    labels: np.ndarray  # int32 [n]; zeros where there are none
+
+
+def train(
+    recipe: Recipe, fit: DataSet, validation: DataSet, checkpoints: Checkpoints, log_to: Callable
+) -> tuple[TrainState, list[dict]]:
+    """Trains from the newest checkpoint, or from scratch, to the last epoch.
+
+    Each epoch visits the fit images in a new order, in whole batches; what is left over of the last
+    one is another part in every epoch.
+
+    Args:
+      recipe: the model, the objective, the optimizer and the budget.
+      fit: at least one batch.
+      validation: any number of images; none gives no validation row.
+      checkpoints: where states are saved after each epoch.
+      log_to: rows of history so far → a `MetricLog`.
+
+    Returns:
+      The final state on the host, and a row an epoch (see `MetricLog`).
+
+    Raises:
+      UserError: a term of the loss is not finite; the last checkpoint is the last good one.
+    """
+    state = create_state(
+        recipe.model, recipe.optimizer, key_for(recipe.seed, "init"), fit.images.shape[1:]
+    )
+    state, history = checkpoints.restore(state)
+    log: MetricLog = log_to(history)
+    if len(history) < recipe.epochs:
+        fit_epoch, validate = _epoch_functions(recipe, fit, validation)
+        state = devices.on_every_device(state)
+        for epoch in range(len(history) + 1, recipe.epochs + 1):
+            start = time.perf_counter()
+            state, fit_means = fit_epoch(state, epoch)
+            row = {"epoch": epoch, "step": epoch * (len(fit.images) // recipe.batch_size)}
+            row |= {"fit": fit_means, "validation": validate(state)}
+            _refuse_non_finite(row["validation"], f"in the validation after epoch {epoch}")
+            row["seconds"] = time.perf_counter() - start
+            history.append(row)
+            checkpoints.save(devices.from_first_device(state), history)
+            log.write(row)
+            tqdm.write(describe(row, recipe.epochs))
+        state = devices.from_first_device(state)
+    checkpoints.close()
+    log.close()
+    return state, history
+
+
+def describe(row: dict, epochs: int) -> str:
+    """A line that says an epoch's losses, for the terminal."""
+    parts = [f"epoch {row['epoch']}/{epochs}"]
+    for part in ("fit", "validation"):
+        parts.append(f"{part} " + " ".join(f"{k} {v:.4g}" for k, v in row[part].items()))
+    return " · ".join([*parts, f"{row['seconds']:.1f} s"])
+
+
+def _epoch_functions(recipe: Recipe, fit: DataSet, validation: DataSet):
+    """(state, epoch) → (state, means of the fit) and state → means of the validation."""
+    axis = {"axis_name": devices.AXIS}
+
+    def indexed_step(state: TrainState, data: DataSet, order: jax.Array):
+        rows = order[state.step % len(order)]
+        key = jax.random.fold_in(
+            key_for(recipe.seed, "augment", state.step), jax.lax.axis_index(devices.AXIS)
+        )
+        images = recipe.augment(key, as_float(data.images[rows]))
+        return train_step(
+            state,
+            Batch(images, data.labels[rows]),
+            model=recipe.model,
+            objective=recipe.objective,
+            optimizer=recipe.optimizer,
+            **axis,
+        )
+
+    def indexed_validation(state: TrainState, data: DataSet, order: jax.Array, i: jax.Array):
+        rows = order[i]
+        batch = Batch(as_float(data.images[rows]), data.labels[rows])
+        # Row -1 pads the last batch.
+        return validation_step(
+            state, batch, rows >= 0, model=recipe.model, objective=recipe.objective, **axis
+        )
+
+    step = devices.mapped(indexed_step, donate=(0,))
+    check = devices.mapped(indexed_validation)
+    steps = len(fit.images) // recipe.batch_size
+    fit_data, validation_data = devices.on_every_device((fit, validation))
+    validation_order = _validation_order(len(validation.images), recipe.validation_batch_size)
+
+    def fit_epoch(state: TrainState, epoch: int) -> tuple[TrainState, dict[str, float]]:
+        permutation = jax.random.permutation(key_for(recipe.seed, "shuffle", epoch), len(fit.images))
+        rows = np.asarray(permutation)[: steps * recipe.batch_size]
+        order = devices.share_batches(rows.reshape(steps, recipe.batch_size))
+        pending: deque = deque()
+        fetched: list[dict[str, float]] = []
+
+        def fetch() -> None:
+            done = (epoch - 1) * steps + len(fetched) + 1
+            fetched.append(_to_floats(pending.popleft()))
+            _refuse_non_finite(fetched[-1], f"at step {done} (epoch {epoch})")
+            bar.update()
+            bar.set_postfix_str(f"loss {fetched[-1]['loss']:.4g}", refresh=False)
+
+        with tqdm(total=steps, desc=f"epoch {epoch}", disable=None, leave=False) as bar:
+            for _ in range(steps):
+                state, metrics = step(state, fit_data, order)
+                pending.append(metrics)
+                if len(pending) > _IN_FLIGHT:
+                    fetch()
+            while pending:
+                fetch()
+        return state, {name: float(np.mean([m[name] for m in fetched])) for name in fetched[0]}
+
+    def validate(state: TrainState) -> dict[str, float]:
+        totals: dict[str, float] = {}
+        for i in range(validation_order.shape[1]):
+            index = np.full(devices.count(), i)
+            sums = _to_floats(check(state, validation_data, validation_order, index))
+            totals = {name: totals.get(name, 0.0) + value for name, value in sums.items()}
+        count = totals.pop("count", 0.0)
+        return {name: total / count for name, total in totals.items()}
+
+    return fit_epoch, validate
+
+
+def _validation_order(rows: int, batch: int) -> jax.Array:
+    """[devices, steps, batch / devices] row numbers, -1 where the last batch is padded."""
+    batch = devices.round_up(batch)
+    steps = -(-rows // batch)
+    order = np.full(steps * batch, -1, np.int32)
+    order[:rows] = np.arange(rows)
+    return devices.share_batches(order.reshape(steps, batch))
+
+
+def _to_floats(metrics: dict[str, jax.Array]) -> dict[str, float]:
+    return {name: float(value) for name, value in devices.from_first_device(metrics).items()}
+
+
+def _refuse_non_finite(means: dict[str, float], where: str) -> None:
+    bad = [name for name, value in means.items() if not math.isfinite(value)]
+    if bad:
+        # The total is named only where no single term is to blame.
+        terms = [name for name in bad if name != "loss"] or bad
+        raise UserError(
+            f"the training loss {' and '.join(repr(term) for term in terms)} is not finite {where}; "
+            "lower optimizer.learning_rate or the term's weight (the last checkpoint before it is "
+            "kept)"
+        )

@@ -1,0 +1,117 @@
+"""The pure training and validation steps, written for one device with a named axis around them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from retrieval_jax.models import AutoEncoder
+from retrieval_jax.objective import Batch, Objective, evaluate
+
+
+class TrainState(NamedTuple):
+    """Everything that training changes."""
+
+    step: jax.Array  # int32 scalar, steps done
+    params: Any
+    batch_stats: Any
+    opt_state: optax.OptState
+
+
+def create_state(
+    model: AutoEncoder,
+    optimizer: optax.GradientTransformation,
+    key: jax.Array,
+    image_shape: tuple[int, int, int],
+) -> TrainState:
+    """Initial parameters, statistics and optimizer state for images [h, w, c]."""
+    variables = jax.jit(model.init)(key, jnp.zeros((1, *image_shape)))
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=variables["params"],
+        batch_stats=variables["batch_stats"],
+        opt_state=optimizer.init(variables["params"]),
+    )
+
+
+def train_step(
+    state: TrainState,
+    batch: Batch,
+    *,
+    model: AutoEncoder,
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    axis_name: str,
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """One step of gradient descent on this device's share of the batch.
+
+    Args:
+      state: the same on every device.
+      batch: this device's share [n, …].
+      model: its `axis_name` equals this one's, so that BatchNorm sees the whole batch.
+      objective: named, weighted losses.
+      optimizer: any optax transformation.
+      axis_name: the mapped axis of devices.
+
+    Returns:
+      The next state, the same on every device, and name → float scalar, the mean of each term over
+      the whole batch, taken before the update.
+    """
+
+    def mean_loss(params):
+        outputs, updates = model.apply(
+            {"params": params, "batch_stats": state.batch_stats},
+            batch.images,
+            True,
+            mutable=["batch_stats"],
+        )
+        terms = evaluate(objective, outputs, batch, state.step)
+        means = {name: jnp.mean(values) for name, values in terms.items()}
+        return means["loss"], (means, updates["batch_stats"])
+
+    gradients, (metrics, batch_stats) = jax.grad(mean_loss, has_aux=True)(state.params)
+    gradients, metrics = jax.lax.pmean((gradients, metrics), axis_name)
+    updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    return TrainState(state.step + 1, params, batch_stats, opt_state), metrics
+
+
+def validation_step(
+    state: TrainState,
+    batch: Batch,
+    mask: jax.Array,
+    *,
+    model: AutoEncoder,
+    objective: Objective,
+    axis_name: str,
+) -> dict[str, jax.Array]:
+    """Sums of each term, of "accuracy" where there is a head, and of "count", over real rows.
+
+    Args:
+      state: its parameters and running statistics are used.
+      batch: this device's share [n, …].
+      mask: bool [n], False for rows that only pad the batch.
+      model, objective, axis_name: as in `train_step`.
+
+    Returns:
+      name → float scalar, summed over all devices; divide by "count" once at the end.
+    """
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    outputs = model.apply(variables, batch.images)
+    terms = evaluate(objective, outputs, batch, state.step)
+    if outputs.logits is not None:
+        terms["accuracy"] = (outputs.logits.argmax(-1) == batch.labels).astype(jnp.float32)
+    sums = {name: jnp.sum(jnp.where(mask, values, 0)) for name, values in terms.items()}
+    return jax.lax.psum(sums | {"count": jnp.sum(mask)}, axis_name)
+
+
+def as_float(images: jax.Array) -> jax.Array:
+    """uint8 0 … 255 → float32 0 … 1."""
+    return images.astype(jnp.float32) / 255
+
+
+Augment = Callable[[jax.Array, jax.Array], jax.Array]

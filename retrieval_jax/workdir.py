@@ -1,0 +1,90 @@
+"""What a run leaves in its working directory, and the refusal to mix two runs in one."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from retrieval_jax.errors import UserError
+
+_MISSING = "nothing"
+
+
+def open_workdir(path: Path) -> Path:
+    """Makes the directory where it isn't there, and tries that it can be written.
+
+    Raises:
+      UserError: it can't be made or written.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / f".writable-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(
+            f"the workdir {str(path)!r} can't be written ({error.strerror}); give another --workdir"
+        ) from error
+    return path
+
+
+def claim(workdir: Path, name: str, content: dict) -> None:
+    """Writes `content` to `workdir/name`, or checks that it says the same already.
+
+    Raises:
+      UserError: it holds something else; the sentence names the first differences.
+    """
+    path = workdir / name
+    content = json.loads(json.dumps(content))  # as it will read back: tuples are lists
+    if not path.exists():
+        write_json(path, content)
+        return
+    try:
+        held = dict(_leaves(json.loads(path.read_text())))
+    except ValueError as error:
+        raise UserError(
+            f"{str(path)!r} is not readable JSON; give another --workdir or remove this one"
+        ) from error
+    asked = dict(_leaves(content))
+    differences = [
+        f"{key} is {held.get(key, _MISSING)!r} there and {asked.get(key, _MISSING)!r} here"
+        for key in sorted(held.keys() | asked.keys())
+        if held.get(key, _MISSING) != asked.get(key, _MISSING)
+    ]
+    if differences:
+        more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
+        raise UserError(
+            f"the workdir {str(workdir)!r} holds another run: {'; '.join(differences[:3])}{more}; "
+            "give another --workdir or remove that one"
+        )
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes JSON whole or not at all."""
+    _replace(path, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_arrays(path: Path, **arrays: np.ndarray) -> None:
+    """Writes an .npz of plain arrays, whole or not at all."""
+    temporary = path.with_name(f".{path.name}.tmp.npz")
+    np.savez(temporary, allow_pickle=False, **arrays)
+    temporary.replace(path)
+
+
+def _replace(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+def _leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(tree, dict):
+        for key, value in tree.items():
+            yield from _leaves(value, f"{prefix}.{key}" if prefix else key)
+    else:
+        yield prefix, tree
