@@ -1,6 +1,7 @@
 """System 2 of the protocol on CIFAR-10: the autoencoder with a hint of supervision.
 
-Command:   python -m retrieval_jax.main --config=configs/cifar10_hint.py --workdir=runs/cifar10_hint
+Command:   python -m retrieval_jax.main --config=configs/cifar10_hint.py
+               --workdir=runs/cifar10_hint
 Hardware:  PLACEHOLDER
 """
 

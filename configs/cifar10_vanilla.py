@@ -1,6 +1,7 @@
 """System 1 of the protocol on CIFAR-10: an autoencoder without labels.
 
-Command:   python -m retrieval_jax.main --config=configs/cifar10_vanilla.py --workdir=runs/cifar10_vanilla
+Command:   python -m retrieval_jax.main --config=configs/cifar10_vanilla.py
+               --workdir=runs/cifar10_vanilla
 Hardware:  PLACEHOLDER
 """
 

@@ -1,4 +1,4 @@
-"""Both systems of the protocol on scikit-learn's handwritten digits (1,797 images of 8×8, embedded).
+"""Both systems of the protocol on scikit-learn's handwritten digits: 1,797 images of 8×8, embedded.
 
 Command:   make run
            (or python -m retrieval_jax.main --config=configs/quickstart.py:SYSTEM --workdir=DIR with

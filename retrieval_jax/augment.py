@@ -18,7 +18,7 @@ def random_flip(key: jax.Array, images: jax.Array) -> jax.Array:
 
 
 def random_shift(key: jax.Array, images: jax.Array, pixels: int) -> jax.Array:
-    """Moves each image [n, h, w, c] by -pixels … +pixels in each direction, mirroring at the border.
+    """Moves each image [n, h, w, c] by up to ±pixels in each direction, mirroring at the border.
 
     It is the random crop of a padded image, in other words.
 

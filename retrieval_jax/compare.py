@@ -39,7 +39,10 @@ class Run(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """A table as text: a heading a run, and rows (group, row, a value a run)."""
+    """A table: a heading a run, rows (group, row, a value a run), and sentences below it.
+
+    Names are as the runs have them; whatever shows them makes them harmless.
+    """
 
     heads: list[str]
     rows: list[tuple[str, str, list[str]]]
@@ -141,7 +144,7 @@ def _run(directory: Path, results: dict[str, Any]) -> Run:
         for side, losses in sides.items():
             if losses.get(term) is not None:
                 value = _checked(losses[term], float, f"the {side} {term}")
-                values["after the last epoch", printable(f"{term}, {side}")] = loss(value)
+                values["after the last epoch", f"{term}, {side}"] = loss(value)
 
     times = [_checked(epoch.get("seconds"), float, "an epoch's seconds") for epoch in epochs]
     median = duration(statistics.median(times)) if times else MISSING
@@ -184,10 +187,9 @@ def compare(runs: Sequence[Run]) -> Comparison:
 
     Runs are called by their names, or by their directories when names repeat.
     """
-    names = [run.name for run in runs]
-    if not all(names) or len(set(names)) < len(names):
-        names = [str(run.directory) for run in runs]
-    heads = [printable(name) for name in names]
+    heads = [run.name for run in runs]
+    if not all(heads) or len(set(heads)) < len(heads):
+        heads = [str(run.directory) for run in runs]
     keys = list(dict.fromkeys(key for run in runs for key in run.values))
     keys.sort(key=lambda key: GROUPS.index(key[0]))  # a term only later runs have joins its group
     lines = [(*key, [run.values.get(key, MISSING) for run in runs]) for key in keys]
@@ -203,9 +205,9 @@ def compare(runs: Sequence[Run]) -> Comparison:
             found.setdefault(getattr(run, attribute), []).append(head)
         if len(found) > 1:
             each = "; ".join(f"{', '.join(having)}: {value}" for value, having in found.items())
-            notes.append(printable(f"The runs have different {what}, so {consequence} ({each})."))
+            notes.append(f"The runs have different {what}, so {consequence} ({each}).")
     for head, run in zip(heads, runs, strict=True):
-        notes += [printable(f"{head}: {sentence}") for sentence in run.left_out]
+        notes += [f"{head}: {sentence}" for sentence in run.left_out]
     return Comparison(heads, rows, notes)
 
 
@@ -233,7 +235,7 @@ def terminal(comparison: Comparison, width: int) -> str:
             lines.append(_line(row, values[start:stop], label, sizes[start:stop]))
         blocks.append("\n".join(lines))
         start = stop
-    notes = [textwrap.fill(note, width) for note in comparison.notes]
+    notes = [textwrap.fill(printable(note), width) for note in comparison.notes]
     return "\n\n".join([*blocks, *notes])
 
 

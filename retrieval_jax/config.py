@@ -45,7 +45,6 @@ def default() -> ConfigDict:
     model.bottleneck = 128  # features of the bottleneck: the embedding's size
     model.decoder_widths = (128, 64)  # features of each ×2 up-sampling stage, as many as above
     model.norm_momentum = 0.99  # share of the old in BatchNorm's running statistics, a step
-    model.cosine_scale = 0.0  # 0: a dense head; more: a cosine head, its logits scaled by this
 
     c.objective = objective = ConfigDict()
     objective.reconstruction_weight = 1.0  # mean squared error
@@ -53,14 +52,14 @@ def default() -> ConfigDict:
     objective.label_smoothing = 0.0  # share of the target spread over all classes
 
     c.training = training = ConfigDict()
-    training.epochs = 10
+    training.epochs = 10  # passes over the fit images
     training.batch_size = 32  # over all devices
 
     c.optimizer = optimizer = ConfigDict()  # Adam; AdamW where there is weight decay
     optimizer.learning_rate = 1e-3  # its peak
-    optimizer.b1 = 0.9
-    optimizer.b2 = 0.999
-    optimizer.epsilon = 1e-7
+    optimizer.b1 = 0.9  # decay of the mean of gradients
+    optimizer.b2 = 0.999  # decay of the mean of squared gradients
+    optimizer.epsilon = 1e-7  # added to the root of the latter
     optimizer.weight_decay = 0.0  # of kernels; biases and BatchNorm are never decayed
     optimizer.warmup_fraction = 0.0  # share of the steps in which the rate rises from 0
     optimizer.decay = "none"  # "none", or "cosine" from the peak to 0 at the last step
@@ -115,7 +114,6 @@ def check(c: ConfigDict) -> None:
         "data.max_skipped",
         "objective.reconstruction_weight",
         "objective.classification_weight",
-        "model.cosine_scale",
         "augmentation.shift",
         "clustering.tolerance",
         "optimizer.weight_decay",
@@ -234,7 +232,7 @@ def _build_model(c: ConfigDict, channels: int, classes: int) -> AutoEncoder:
     momentum = c.model.norm_momentum
     head = None
     if c.objective.classification_weight > 0:
-        head = Head(classes, scale=c.model.cosine_scale or None)
+        head = Head(classes)
     return AutoEncoder(
         encoder=Encoder(tuple(c.model.encoder_widths), c.model.bottleneck, momentum, devices.AXIS),
         decoder=Decoder(tuple(c.model.decoder_widths), channels, momentum, devices.AXIS),

@@ -12,6 +12,8 @@ import jax
 import numpy as np
 from flax import jax_utils
 
+from retrieval_jax.progress import Progress
+
 AXIS = "devices"
 
 
@@ -31,7 +33,7 @@ def from_first_device(tree: Any) -> Any:
 
 
 def share_batches(rows: np.ndarray) -> jax.Array:
-    """[steps, batch] → [devices, steps, batch / devices], on each device its share of every batch."""
+    """[steps, batch] → [devices, steps, batch / devices], each device's share of every batch."""
     steps, batch = rows.shape
     shares = rows.reshape(steps, count(), batch // count()).swapaxes(0, 1)
     return jax.pmap(lambda share: share)(shares)
@@ -72,13 +74,15 @@ def map_rows(
     def fetch() -> None:
         value, real = pending.pop(0)
         results.append(np.asarray(value).reshape(batch, *value.shape[2:])[:real])
+        progress.update(real)
 
-    for start in range(0, max(len(rows), 1), batch):
-        part = rows[start : start + batch]
-        padding = np.zeros((batch - len(part), *rows.shape[1:]), rows.dtype)
-        shared = np.concatenate([part, padding]).reshape(count(), -1, *rows.shape[1:])
-        pending.append((call(parameters, shared), len(part)))
-        if len(pending) > 1:
-            fetch()
-    fetch()
+    with Progress("images", len(rows)) as progress:
+        for start in range(0, max(len(rows), 1), batch):
+            part = rows[start : start + batch]
+            padding = np.zeros((batch - len(part), *rows.shape[1:]), rows.dtype)
+            shared = np.concatenate([part, padding]).reshape(count(), -1, *rows.shape[1:])
+            pending.append((call(parameters, shared), len(part)))
+            if len(pending) > 1:
+                fetch()
+        fetch()
     return np.concatenate(results)

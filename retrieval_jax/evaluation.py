@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+import jax
 import numpy as np
-from tqdm import tqdm
+from jax.typing import ArrayLike
 
 from retrieval_jax import metrics
+from retrieval_jax.progress import Progress
 from retrieval_jax.ranking import Neighbours, nearest, nearest_in_cluster, share_kept
 
 _QUERIES = 512  # of one call; the progress bar moves with it
@@ -41,7 +43,7 @@ def rank(
     """
     cluster: list[Neighbours] = []
     exhaustive: list[Neighbours] = []
-    with tqdm(total=len(queries), desc="queries", disable=None, leave=False) as bar:
+    with Progress("queries", len(queries)) as progress:
         for start in range(0, len(queries), _QUERIES):
             part = slice(start, start + _QUERIES)
             cluster.append(
@@ -50,11 +52,11 @@ def rank(
                 )
             )
             exhaustive.append(nearest(queries[part], gallery, k))
-            bar.update(len(queries[part]))
+            progress.update(len(queries[part]))
     return Ranking(_joined(cluster), _joined(exhaustive))
 
 
-def clustering_scores(labels: np.ndarray, clusters: np.ndarray) -> dict[str, float]:
+def clustering_scores(labels: ArrayLike, clusters: ArrayLike) -> dict[str, float]:
     """NMI, RI and ARI of clusters int [n] against class labels int [n]."""
     table = metrics.contingency_table(labels, clusters)
     return {
@@ -85,5 +87,5 @@ def kept(ranking: Ranking) -> dict[str, float]:
     return {f"@{n}": float(share_kept(ranking.exhaustive, ranking.cluster, n)) for n in cutoffs}
 
 
-def _joined(parts: list[Any]) -> Neighbours:
-    return Neighbours(*(np.concatenate(field) for field in zip(*parts, strict=True)))
+def _joined(parts: list[Neighbours]) -> Neighbours:
+    return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)

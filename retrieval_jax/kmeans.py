@@ -81,8 +81,8 @@ def kmeans(
     keys; the same key gives the same result.
 
     A cluster that loses all its points is reseeded with the point farthest from its centroid
-    (several: the farthest points in turn). With fewer distinct points than k it still ends: the
-    surplus clusters stay empty, their centroids lie on points that belong to another cluster.
+    (several: the farthest points in turn). With fewer distinct points than k it still
+    converges: the surplus clusters stay empty, their centroids on points of another cluster.
 
     Args:
       key: JAX random key of the seeding.
@@ -229,17 +229,22 @@ def _reseed(points, centre, centroids, empty, chunk) -> jax.Array:
     """Puts the j-th empty cluster on the point that is the j-th farthest from its centroid.
 
     The cluster that this point is still summed into need not give it up: any place for an empty
-    cluster leaves the inertia no higher, and the next assignment settles whose the point is.
+    cluster leaves the inertia no higher, and the next assignment settles whose the point is. A
+    point that rounding alone keeps from its centroid attracts none, or two would chase it forever.
     """
 
     def fill(distances: jax.Array, start: jax.Array, rows: jax.Array, _) -> jax.Array:
-        _, here = _assign(rows - centre, centroids)
+        rows = rows - centre
+        _, here = _assign(rows, centroids)
+        rounding = 16 * jnp.finfo(here.dtype).eps * (rows**2).sum(1)
+        here = jnp.where(here > rounding, here, 0)
         return lax.dynamic_update_slice_in_dim(distances, here, start, 0)
 
     distances = over_chunks(points, chunk, fill, jnp.zeros(points.shape[0], jnp.float32))
-    _, farthest = lax.top_k(distances, centroids.shape[0])
+    largest, farthest = lax.top_k(distances, centroids.shape[0])
     rank = jnp.cumsum(empty[:, 0]) - 1
-    return jnp.where(empty, points[farthest[rank]] - centre, centroids)
+    attracted = empty & (largest[rank] > 0)[:, None]
+    return jnp.where(attracted, points[farthest[rank]] - centre, centroids)
 
 
 def _plus_plus(key, points, centre, k, chunk) -> jax.Array:

@@ -25,22 +25,32 @@ def parse(arguments: list[str]) -> tuple[ConfigDict, Path]:
       UserError: a sentence on what is wrong with the command line or the config file.
     """
     values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", None, "The config file.", flag_values=values)
+    line = ["main", *arguments]
+    config_flags.DEFINE_config_file(
+        "config", None, "The config file.", flag_values=values, sys_argv=line
+    )
     flags.DEFINE_string("workdir", None, "Where the run leaves everything.", flag_values=values)
     try:
-        stray = values(["main", *arguments])[1:]
+        stray = values(line)[1:]
         config, workdir = values["config"].value, values["workdir"].value
     except flags.Error as error:
-        raise UserError(f"{_sentence(error)}; retrieval_jax/config.py declares every key") from error
-    except KeyError as error:  # an override of a key that is not declared
-        raise UserError(f"unknown config key {_sentence(error)}") from error
+        raise UserError(
+            f"{_sentence(error)}; retrieval_jax/config.py declares every key"
+        ) from error
+    except (KeyError, AttributeError) as error:  # how ml_collections refuses an undeclared key
+        raise UserError(
+            f"the config names what isn't there: {_sentence(error)} "
+            "(retrieval_jax/config.py declares every key)"
+        ) from error
     except UserError:
         raise
     except Exception as error:  # the config file is the user's own code: anything can come of it
         kind = type(error).__name__
         raise UserError(f"the config file can't be read: {kind}: {_sentence(error)}") from error
     if stray:
-        raise UserError(f"stray argument {stray[0]!r}; write --config.key=value with the equals sign")
+        raise UserError(
+            f"stray argument {stray[0]!r}; write --config.key=value with the equals sign"
+        )
     if config is None or workdir is None:
         missing = "config=FILE" if config is None else "workdir=DIR"
         raise UserError(f"--{missing} is missing; see python -m retrieval_jax.main --help")

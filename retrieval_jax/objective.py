@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from retrieval_jax.losses import cross_entropy, mean_squared_error
@@ -33,7 +34,9 @@ Objective = Mapping[str, Term]
 
 def reconstruction_term(weight: float | optax.Schedule) -> Term:
     """Mean squared error of the reconstruction."""
-    return Term(lambda outputs, batch: mean_squared_error(outputs.reconstruction, batch.images), weight)
+    return Term(
+        lambda outputs, batch: mean_squared_error(outputs.reconstruction, batch.images), weight
+    )
 
 
 def classification_term(weight: float | optax.Schedule, label_smoothing: float = 0.0) -> Term:
@@ -66,4 +69,5 @@ def evaluate(
         name: term.weight(step) if callable(term.weight) else term.weight
         for name, term in objective.items()
     }
-    return {TOTAL: sum(weights[name] * value for name, value in values.items()), **values}
+    weighted = jnp.stack([weights[name] * value for name, value in values.items()])
+    return {TOTAL: weighted.sum(0), **values}

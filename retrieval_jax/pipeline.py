@@ -23,6 +23,7 @@ from retrieval_jax.data.images import ImageSet
 from retrieval_jax.data.split import Split, split
 from retrieval_jax.kmeans import KMeansResult, kmeans, predict
 from retrieval_jax.models import AutoEncoder, unit_norm
+from retrieval_jax.progress import say
 from retrieval_jax.randomness import key_for
 from retrieval_jax.report.write import write_figures, write_report
 from retrieval_jax.training.checkpoints import Checkpoints
@@ -74,7 +75,7 @@ def run(config: ConfigDict, workdir: Path, arguments: list[str]) -> dict[str, An
         with stage("data"):
             data, parts, classes = _load(config)
             claim(workdir, "data.json", _fingerprint(data))
-            tqdm.write(f"  {data.description}")
+            say(f"  {data.description}")
         with stage("train"):
             model, state, history = _train(config, workdir, data, parts, classes)
         # Of all epochs, those before an interruption included.
@@ -105,7 +106,7 @@ def run(config: ConfigDict, workdir: Path, arguments: list[str]) -> dict[str, An
                 parts=parts,
                 embeddings=embeddings.gallery,
                 reconstructions=_reconstruct(config, model, state, data, parts),
-                neighbours=ranking.cluster.indices,
+                neighbours=np.asarray(ranking.cluster.indices),
             )
         results = {
             "format": 1,
@@ -126,11 +127,11 @@ def run(config: ConfigDict, workdir: Path, arguments: list[str]) -> dict[str, An
 def _stage(bar: tqdm, seconds: dict[str, float], name: str) -> Iterator[None]:
     bar.set_description(name)
     if bar.disable:
-        print(f"{name} …", flush=True)
+        say(f"{name} …")
     start = time.perf_counter()
     yield
     seconds[name] = time.perf_counter() - start
-    tqdm.write(f"{name} done in {seconds[name]:.1f} s")
+    say(f"{name} done in {seconds[name]:.1f} s")
     bar.update()
 
 
@@ -177,7 +178,7 @@ def _embed(
     config: ConfigDict, model: AutoEncoder, state: TrainState, data: ImageSet, parts: Split
 ) -> Embeddings:
     def embed(variables: Any, images: jax.Array) -> jax.Array:
-        embedding = model.apply(variables, as_float(images), method="embed")
+        embedding: Any = model.apply(variables, as_float(images), method="embed")
         return unit_norm(embedding, -1) if config.embedding.normalize else embedding
 
     rows = np.concatenate([parts.gallery, parts.queries])
@@ -193,7 +194,8 @@ def _reconstruct(
     """float32 [examples, h, w, c] of the first queries."""
 
     def reconstruct(variables: Any, images: jax.Array) -> jax.Array:
-        return model.apply(variables, as_float(images)).reconstruction
+        outputs: Any = model.apply(variables, as_float(images))
+        return outputs.reconstruction
 
     images = data.images[parts.queries[: config.report.examples]]
     return devices.map_rows(reconstruct, _variables(state), images, len(images))
@@ -221,7 +223,9 @@ def _scores(data: ImageSet, parts: Split, clusters: Clusters) -> dict[str, dict[
     if data.labels is None:
         return {}
     return {
-        "gallery": evaluation.clustering_scores(data.labels[parts.gallery], clusters.gallery.labels),
+        "gallery": evaluation.clustering_scores(
+            data.labels[parts.gallery], clusters.gallery.labels
+        ),
         "queries": evaluation.clustering_scores(data.labels[parts.queries], clusters.queries),
     }
 

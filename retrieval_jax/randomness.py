@@ -1,4 +1,4 @@
-"""Keys derived from (seed, purpose, step), so that nothing random needs to be saved or passed on."""
+"""Keys derived from (seed, purpose, step), so that nothing random needs to be saved."""
 
 from __future__ import annotations
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jax.typing import ArrayLike
 
 from retrieval_jax.errors import UserError
 
@@ -69,10 +70,10 @@ def write_json(path: Path, content: Any) -> None:
     _replace(path, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def write_arrays(path: Path, **arrays: np.ndarray) -> None:
+def write_arrays(path: Path, **arrays: ArrayLike) -> None:
     """Writes an .npz of plain arrays, whole or not at all."""
     temporary = path.with_name(f".{path.name}.tmp.npz")
-    np.savez(temporary, allow_pickle=False, **arrays)
+    np.savez(temporary, allow_pickle=False, **{name: np.asarray(a) for name, a in arrays.items()})
     temporary.replace(path)
 
 

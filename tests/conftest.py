@@ -1,9 +1,14 @@
 """Tests run on four virtual CPU devices, so that nothing is right by having one device only."""
 
 import os
+import tempfile
 
 # Virtual devices share XLA's thread pool; with as few threads as cores, their collectives can hang.
 os.environ.setdefault("NPROC", "16")
+# Programs that several tests and their subprocesses run are compiled once.
+_cache = tempfile.TemporaryDirectory(prefix="retrieval_jax-tests-")
+os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache.name
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
 
 import jax  # noqa: E402
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from test_report import HOSTILE, Page, assert_inert, results
 
-from retrieval_jax.compare import compare, main, read_run, terminal, to_markdown
+from retrieval_jax.compare import GROUPS, compare, main, read_run, terminal, to_markdown
 from retrieval_jax.errors import UserError
 from retrieval_jax.report import text
 
@@ -74,6 +74,7 @@ def test_prints_both_runs_in_aligned_columns(tmp_path):
     body = lines[: lines.index("") + 3]
     assert len({len(line) for line in body if line.startswith("  ")}) == 1, "columns are aligned"
     assert max(map(len, lines)) <= 80
+    assert [line for line in lines if line and line in GROUPS] == list(GROUPS)
     rows = table(done.stdout)
     assert rows["NMI, gallery"] == ["0.0700", "0.3971"]
     assert rows["NMI, queries"] == ["0.3934", "0.3934"]

@@ -71,6 +71,7 @@ def test_only_membership_of_a_class_counts_not_its_number():
         ([10, 10, 10], 4, [2, 1, 1]),  # a tie goes to the lower class
         ([97, 2, 1 + 1], 10, [8, 1, 1]),  # small classes get one
         ([990, 2, 2, 2, 2, 2], 6, [1, 1, 1, 1, 1, 1]),
+        ([60, 50, 2, 2, 2, 2], 10, [3, 3, 1, 1, 1, 1]),  # so the large ones, 5.08 and 4.24, give
         ([4, 2, 2], 5, [3, 1, 1]),  # every class keeps a gallery image: shares 2.5, 1.25, 1.25
         ([2, 2, 8], 9, [1, 1, 7]),  # shares 1.5, 1.5, 6
     ],

@@ -5,10 +5,10 @@ import http.server
 import io
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tarfile
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -21,6 +21,12 @@ from retrieval_jax.data.tfds_source import from_tfds
 from retrieval_jax.errors import UserError
 
 NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+
+
+@pytest.fixture(autouse=True)
+def temporary_files(tmp_path_factory, monkeypatch):
+    """TFDS leaves a temporary folder behind each split that it writes."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path_factory.mktemp("temporary")))
 
 
 # --- sets prepared by a builder of the test ------------------------------------------------------
@@ -203,6 +209,8 @@ def test_unknown_and_odd_names_get_one_sentence(prepared, name, message):
 def test_a_directory_that_is_not_there(tmp_path):
     with pytest.raises(UserError, match="nowhere isn't there: create it"):
         from_tfds("cifar10", tmp_path / "nowhere")
+    with pytest.raises(UserError, match="~nobody-of-this-name isn't there"):
+        from_tfds("cifar10", "~nobody-of-this-name")
 
 
 # --- CIFAR-10 ------------------------------------------------------------------------------------
@@ -361,12 +369,11 @@ assert "tensorflow" not in sys.modules and "jax" not in sys.modules
     subprocess.run([sys.executable, "-c", code, str(prepared)], check=True, timeout=120)
 
 
-def test_real_cifar10(tmp_path):
+def test_real_cifar10():
     directory = os.environ.get("RETRIEVAL_JAX_CIFAR10")
     if not directory:
         pytest.skip("RETRIEVAL_JAX_CIFAR10 names no TFDS data directory with real CIFAR-10")
-    shutil.copytree(Path(directory) / "cifar10", tmp_path / "cifar10")  # it may be read-only
-    data = from_tfds("cifar10", tmp_path)
+    data = from_tfds("cifar10", directory)
     assert data.images.shape == (60_000, 32, 32, 3)
     assert data.class_names == tuple(NAMES)
     np.testing.assert_array_equal(np.bincount(data.labels), np.full(10, 6000))

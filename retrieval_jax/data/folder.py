@@ -50,7 +50,7 @@ def from_folder(
             class folders, a class of which no image can be read, or more than `max_skipped`
             images that can't; size or channels are out of range.
     """
-    root = Path(directory).expanduser()
+    root = Path(os.path.expanduser(directory))
     shown = printable(str(root))
     if min(size) < 1:
         raise UserError(f"image size is {size[0]}×{size[1]}: height and width must be positive")

@@ -1,5 +1,6 @@
 """Images from an `.npz` file of NumPy arrays."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -29,7 +30,7 @@ def from_npz(path: str | Path) -> ImageSet:
         UserError: the file isn't there or isn't an .npz, is damaged, would have to be unpickled,
             holds no image, or an array is missing, unknown, or of a wrong type, shape or range.
     """
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))
     shown = printable(str(path))
     arrays = _read(path, shown)
     unknown = sorted(set(arrays) - set(_KEYS))

@@ -2,6 +2,7 @@
 
 import difflib
 import io
+import os
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ def from_tfds(name: str, directory: str | Path) -> ImageSet:
             random access; it has no single pair of image and class label, images that aren't
             uint8 or differ in shape, or no label at all.
     """
-    root = Path(directory).expanduser()
+    root = Path(os.path.expanduser(directory))
     if not root.is_dir():
         raise UserError(
             f"the data directory {printable(str(root))} isn't there: create it, or name the one "

@@ -10,4 +10,13 @@ from retrieval_jax.models.autoencoder import (
 )
 from retrieval_jax.models.upsample_conv import UpsampleConv, upsample_conv
 
-__all__ = ["AutoEncoder", "Decoder", "Encoder", "Head", "Outputs", "UpsampleConv", "unit_norm", "upsample_conv"]
+__all__ = [
+    "AutoEncoder",
+    "Decoder",
+    "Encoder",
+    "Head",
+    "Outputs",
+    "UpsampleConv",
+    "unit_norm",
+    "upsample_conv",
+]

@@ -115,22 +115,14 @@ class Head(nn.Module):
 
     Attributes:
       classes: number of classes.
-      scale: None for a plain dense layer with bias; a number for a cosine head, whose logits are
-        scale · cos(embedding, class weight), so that classes gather by direction (Wang et al. 2018,
-        CosFace, arXiv:1801.09414, without the margin). A zero embedding gives zero logits.
     """
 
     classes: int
-    scale: float | None = None
 
     @nn.compact
     def __call__(self, embedding: jax.Array) -> jax.Array:
-        if self.scale is None:
-            init = nn.initializers.glorot_uniform()
-            return nn.Dense(self.classes, kernel_init=init, name="dense")(embedding)
-        shape = (embedding.shape[-1], self.classes)
-        kernel = self.param("kernel", nn.initializers.glorot_uniform(), shape)
-        return self.scale * (unit_norm(embedding, -1) @ unit_norm(kernel, 0))
+        init = nn.initializers.glorot_uniform()
+        return nn.Dense(self.classes, kernel_init=init, name="dense")(embedding)
 
 
 def unit_norm(vectors: jax.Array, axis: int) -> jax.Array:

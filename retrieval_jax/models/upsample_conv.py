@@ -20,7 +20,7 @@ _LAYOUT = ("NHWC", "HWIO", "NHWC")
 
 
 def _phase_kernel(kernel: jax.Array) -> jax.Array:
-    """[3, 3, ci, co] → [2, 2, ci, 2·2·co]: the four phases' 2×2 kernels, phases in the last axis."""
+    """[3, 3, ci, co] → [2, 2, ci, 4·co]: the four phases' 2×2 kernels, phases in the last axis."""
 
     def pair_taps(taps: jax.Array, axis: int) -> jax.Array:
         first, middle, last = jnp.split(taps, 3, axis)
@@ -100,7 +100,7 @@ def upsample_conv(images: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 class UpsampleConv(nn.Module):
-    """Nearest ×2 up-sampling, then a 3×3 SAME convolution with bias: [n,h,w,c] → [n,2h,2w,features].
+    """Nearest ×2 up-sampling, then a 3×3 convolution with bias: [n,h,w,c] → [n,2h,2w,features].
 
     Its parameters (`kernel` [3, 3, c, features], `bias` [features]) are those of `nn.Conv`.
     """

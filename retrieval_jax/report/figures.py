@@ -235,7 +235,7 @@ def embedding_map(
                 positions[chosen, 0], positions[chosen, 1], s=size, marker=marker, alpha=0.75,
                 c=palette[classes[chosen] % len(palette)], linewidths=0,
             )  # fmt: skip
-        if 0 < len(present) <= 20:
+        if len(present) <= 20:
             _name_regions(axes, positions, classes, present, class_names)
         if not named:
             return
@@ -341,7 +341,7 @@ def retrieval_rows(
             y = top + row * pitch
             _draw(axes, query, lefts[0], y, size)
             if labels is not None:
-                name = _class_name(class_names, labels[row, 0], 13)
+                name = _class_name(class_names, labels[row, 0], 12)
                 _caption(axes, name, lefts[0] + size / 2, y + size, "#1e293b")
             for column in np.flatnonzero(found[row]):
                 left = lefts[column + 1]
@@ -351,7 +351,7 @@ def retrieval_rows(
                     right = label == labels[row, 0]
                     frame.set(edgecolor=RIGHT if right else WRONG, linewidth=3)
                     mark = "\N{CHECK MARK}" if right else "\N{BALLOT X}"
-                    text = f"{mark} {_class_name(class_names, label, 11)}"
+                    text = f"{mark} {_class_name(class_names, label, 10)}"
                     _caption(axes, text, left + size / 2, y + size, frame.get_edgecolor())
         if labels is not None:
             for x, colour, text in (

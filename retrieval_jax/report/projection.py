@@ -61,9 +61,7 @@ def _principal_components(points: np.ndarray) -> np.ndarray:
 
     components = np.zeros((len(points), 2))
     if points.size and np.ptp(points, axis=0).any():
-        centred = points - points.mean(axis=0)
-        centred /= np.abs(centred).max()  # tiny and huge scales survive being squared
         rank = min(2, *points.shape)
         pca = PCA(rank, svd_solver="randomized", random_state=0)
-        components[:, :rank] = pca.fit_transform(centred)
+        components[:, :rank] = pca.fit_transform(points)
     return components

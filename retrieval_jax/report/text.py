@@ -5,13 +5,13 @@ import unicodedata
 
 
 def printable(text: str) -> str:
-    """The text on one line, each character that doesn't print replaced by U+FFFD.
+    r"""The text on one line, each character that doesn't print replaced by U+FFFD.
 
     Class and file names come from the data. Control characters would drive a terminal, direction
     marks would reorder a table, and lone surrogates (undecodable file names) can't be encoded.
 
-    >>> printable("cat\\x1b[31m")
-    'cat\N{REPLACEMENT CHARACTER}[31m'
+    >>> printable("cat\x1b[31m")
+    'cat�[31m'
     """
     return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
 

@@ -16,7 +16,7 @@ class MetricLog:
     """
 
     def __init__(self, workdir: Path, history: list[dict]) -> None:
-        """Starts the log at `history`, the rows that a resumed run has already; [] for a new run."""
+        """Starts the log at `history`: the rows that a resumed run has, [] for a new one."""
         self._path = workdir / "metrics.jsonl"
         self._path.write_text("".join(json.dumps(row) + "\n" for row in history))
         # purge_step hides what an interrupted run wrote after its last checkpoint.

@@ -11,12 +11,12 @@ from typing import NamedTuple
 import jax
 import numpy as np
 import optax
-from tqdm import tqdm
 
 from retrieval_jax import devices
 from retrieval_jax.errors import UserError
 from retrieval_jax.models import AutoEncoder
-from retrieval_jax.objective import Batch, Objective
+from retrieval_jax.objective import TOTAL, Batch, Objective
+from retrieval_jax.progress import Progress, say
 from retrieval_jax.randomness import key_for
 from retrieval_jax.training.checkpoints import Checkpoints
 from retrieval_jax.training.logs import MetricLog
@@ -86,14 +86,19 @@ def train(
         for epoch in range(len(history) + 1, recipe.epochs + 1):
             start = time.perf_counter()
             state, fit_means = fit_epoch(state, epoch)
-            row = {"epoch": epoch, "step": epoch * (len(fit.images) // recipe.batch_size)}
-            row |= {"fit": fit_means, "validation": validate(state)}
-            _refuse_non_finite(row["validation"], f"in the validation after epoch {epoch}")
-            row["seconds"] = time.perf_counter() - start
+            validation_means = validate(state)
+            _refuse_non_finite(validation_means, f"in the validation after epoch {epoch}")
+            row = {
+                "epoch": epoch,
+                "step": epoch * (len(fit.images) // recipe.batch_size),
+                "fit": fit_means,
+                "validation": validation_means,
+                "seconds": time.perf_counter() - start,
+            }
             history.append(row)
             checkpoints.save(devices.from_first_device(state), history)
             log.write(row)
-            tqdm.write(describe(row, recipe.epochs))
+            say(describe(row, recipe.epochs))
         state = devices.from_first_device(state)
     checkpoints.close()
     log.close()
@@ -104,7 +109,8 @@ def describe(row: dict, epochs: int) -> str:
     """A line that says an epoch's losses, for the terminal."""
     parts = [f"epoch {row['epoch']}/{epochs}"]
     for part in ("fit", "validation"):
-        parts.append(f"{part} " + " ".join(f"{k} {v:.4g}" for k, v in row[part].items()))
+        if row[part]:
+            parts.append(f"{part} " + " ".join(f"{k} {v:.4g}" for k, v in row[part].items()))
     return " · ".join([*parts, f"{row['seconds']:.1f} s"])
 
 
@@ -135,6 +141,7 @@ def _epoch_functions(recipe: Recipe, fit: DataSet, validation: DataSet):
             state, batch, rows >= 0, model=recipe.model, objective=recipe.objective, **axis
         )
 
+    names = [TOTAL, *recipe.objective]  # mapped functions return dictionaries sorted
     step = devices.mapped(indexed_step, donate=(0,))
     check = devices.mapped(indexed_validation)
     steps = len(fit.images) // recipe.batch_size
@@ -142,7 +149,9 @@ def _epoch_functions(recipe: Recipe, fit: DataSet, validation: DataSet):
     validation_order = _validation_order(len(validation.images), recipe.validation_batch_size)
 
     def fit_epoch(state: TrainState, epoch: int) -> tuple[TrainState, dict[str, float]]:
-        permutation = jax.random.permutation(key_for(recipe.seed, "shuffle", epoch), len(fit.images))
+        permutation = jax.random.permutation(
+            key_for(recipe.seed, "shuffle", epoch), len(fit.images)
+        )
         rows = np.asarray(permutation)[: steps * recipe.batch_size]
         order = devices.share_batches(rows.reshape(steps, recipe.batch_size))
         pending: deque = deque()
@@ -152,10 +161,9 @@ def _epoch_functions(recipe: Recipe, fit: DataSet, validation: DataSet):
             done = (epoch - 1) * steps + len(fetched) + 1
             fetched.append(_to_floats(pending.popleft()))
             _refuse_non_finite(fetched[-1], f"at step {done} (epoch {epoch})")
-            bar.update()
-            bar.set_postfix_str(f"loss {fetched[-1]['loss']:.4g}", refresh=False)
+            progress.update(note=f"loss {fetched[-1][TOTAL]:.4g}")
 
-        with tqdm(total=steps, desc=f"epoch {epoch}", disable=None, leave=False) as bar:
+        with Progress(f"epoch {epoch}", steps) as progress:
             for _ in range(steps):
                 state, metrics = step(state, fit_data, order)
                 pending.append(metrics)
@@ -163,7 +171,7 @@ def _epoch_functions(recipe: Recipe, fit: DataSet, validation: DataSet):
                     fetch()
             while pending:
                 fetch()
-        return state, {name: float(np.mean([m[name] for m in fetched])) for name in fetched[0]}
+        return state, {name: float(np.mean([m[name] for m in fetched])) for name in names}
 
     def validate(state: TrainState) -> dict[str, float]:
         totals: dict[str, float] = {}
@@ -172,7 +180,7 @@ def _epoch_functions(recipe: Recipe, fit: DataSet, validation: DataSet):
             sums = _to_floats(check(state, validation_data, validation_order, index))
             totals = {name: totals.get(name, 0.0) + value for name, value in sums.items()}
         count = totals.pop("count", 0.0)
-        return {name: total / count for name, total in totals.items()}
+        return {name: totals[name] / count for name in [*names, "accuracy"] if name in totals}
 
     return fit_epoch, validate
 
@@ -194,9 +202,9 @@ def _refuse_non_finite(means: dict[str, float], where: str) -> None:
     bad = [name for name, value in means.items() if not math.isfinite(value)]
     if bad:
         # The total is named only where no single term is to blame.
-        terms = [name for name in bad if name != "loss"] or bad
+        terms = [name for name in bad if name != TOTAL] or bad
         raise UserError(
-            f"the training loss {' and '.join(repr(term) for term in terms)} is not finite {where}; "
+            f"the loss {' and '.join(repr(term) for term in terms)} is not finite {where}; "
             "lower optimizer.learning_rate or the term's weight (the last checkpoint before it is "
             "kept)"
         )

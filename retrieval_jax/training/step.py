@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from retrieval_jax.models import AutoEncoder
-from retrieval_jax.objective import Batch, Objective, evaluate
+from retrieval_jax.objective import TOTAL, Batch, Objective, evaluate
 
 
 class TrainState(NamedTuple):
@@ -71,7 +71,7 @@ def train_step(
         )
         terms = evaluate(objective, outputs, batch, state.step)
         means = {name: jnp.mean(values) for name, values in terms.items()}
-        return means["loss"], (means, updates["batch_stats"])
+        return means[TOTAL], (means, updates["batch_stats"])
 
     gradients, (metrics, batch_stats) = jax.grad(mean_loss, has_aux=True)(state.params)
     gradients, metrics = jax.lax.pmean((gradients, metrics), axis_name)
@@ -95,13 +95,15 @@ def validation_step(
       state: its parameters and running statistics are used.
       batch: this device's share [n, …].
       mask: bool [n], False for rows that only pad the batch.
-      model, objective, axis_name: as in `train_step`.
+      model: as in `train_step`.
+      objective: as in `train_step`.
+      axis_name: as in `train_step`.
 
     Returns:
       name → float scalar, summed over all devices; divide by "count" once at the end.
     """
     variables = {"params": state.params, "batch_stats": state.batch_stats}
-    outputs = model.apply(variables, batch.images)
+    outputs: Any = model.apply(variables, batch.images)
     terms = evaluate(objective, outputs, batch, state.step)
     if outputs.logits is not None:
         terms["accuracy"] = (outputs.logits.argmax(-1) == batch.labels).astype(jnp.float32)

@@ -1,0 +1,31 @@
+"""System 2 on CIFAR-10 with a better recipe: the same encoder and epochs, 0.433 NMI to beat.
+
+Command:   python -m retrieval_jax.main --config=configs/cifar10_hint_plus.py
+               --workdir=runs/cifar10_hint_plus
+Hardware:  PLACEHOLDER
+"""
+
+from ml_collections import ConfigDict
+
+from retrieval_jax import config
+
+
+def get_config() -> ConfigDict:
+    c = config.default()
+    c.name = "CIFAR-10 hint plus"
+    c.data.source = "tfds"
+    c.data.name = "cifar10"
+    c.data.queries = 3000
+    # Classes gather where the classifier is right, so the recipe is one for accuracy: a rate that
+    # rises and falls, mirrored images, and smoothed labels, which also draw each class together.
+    c.optimizer.learning_rate = 3e-3
+    c.optimizer.warmup_fraction = 0.1
+    c.optimizer.decay = "cosine"
+    c.augmentation.flip = True
+    c.objective.classification_weight = 1.0
+    c.objective.label_smoothing = 0.1
+    c.embedding.normalize = True
+    # The decoder holds 90 % of the work and does little for the clusters: a narrow one will do.
+    c.model.decoder_widths = (32, 16)
+    c.report.tsne_points = 10000
+    return c

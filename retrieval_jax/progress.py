@@ -1,0 +1,45 @@
+"""Progress of long work: a bar on a terminal, a plain line now and then elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from tqdm import tqdm
+
+_SECONDS_BETWEEN_LINES = 60
+
+
+def say(line: str) -> None:
+    """Prints a line at once, above any bar."""
+    tqdm.write(line)
+    sys.stdout.flush()
+
+
+class Progress:
+    """Counts up to `total`; a context manager.
+
+    Args:
+      label: what is counted.
+      total: where it ends.
+    """
+
+    def __init__(self, label: str, total: int) -> None:
+        self._bar = tqdm(total=total, desc=label, disable=None, leave=False)
+        self._label, self._total, self._done = label, total, 0
+        self._last_line = time.monotonic()
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def update(self, count: int = 1, note: str = "") -> None:
+        """`count` more are done; the note stands beside the number."""
+        self._done += count
+        self._bar.update(count)
+        self._bar.set_postfix_str(note, refresh=False)
+        if self._bar.disable and time.monotonic() - self._last_line > _SECONDS_BETWEEN_LINES:
+            say(f"  {self._label} {self._done}/{self._total} {note}".rstrip())
+            self._last_line = time.monotonic()

@@ -1,0 +1,39 @@
+"""Rows spread over several devices come back whole and in order."""
+
+import jax
+import numpy as np
+import pytest
+
+from retrieval_jax import devices
+
+
+def test_several_devices_are_there():
+    assert devices.count() == 4
+
+
+@pytest.mark.parametrize("rows", [0, 1, 5, 8, 23])
+@pytest.mark.parametrize("batch", [1, 8, 100])
+def test_map_rows_equals_plain_numpy(rows, batch):
+    data = np.random.default_rng(0).integers(0, 256, (rows, 3, 2), np.uint8)
+    factor = np.float32(1.5)
+    result = devices.map_rows(
+        lambda factor, part: factor * part.sum(1), devices.on_every_device(factor), data, batch
+    )
+    np.testing.assert_array_equal(result, factor * data.sum(1))
+
+
+def test_batches_are_shared_without_loss():
+    rows = np.arange(24).reshape(3, 8)
+    shares = devices.share_batches(rows)
+    assert shares.shape == (4, 3, 2)
+    assert len(shares.sharding.device_set) == 4
+    np.testing.assert_array_equal(np.concatenate(list(shares), 1), rows)
+
+
+def test_copies_come_back_from_the_first_device():
+    tree = {"a": np.arange(3), "b": [np.float32(2)]}
+    copies = devices.on_every_device(tree)
+    assert copies["a"].shape == (4, 3)
+    back = devices.from_first_device(copies)
+    assert jax.tree.structure(back) == jax.tree.structure(tree)
+    np.testing.assert_array_equal(back["a"], tree["a"])

@@ -1,0 +1,77 @@
+"""Imports point one way, and the numeric modules can be taken alone."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import retrieval_jax
+
+PACKAGE = Path(retrieval_jax.__file__).parent
+NUMERIC = ["models", "losses", "objective", "kmeans", "ranking", "metrics", "augment", "randomness"]
+
+# Each module may import from the layers before its own, and from its own.
+LAYERS = [
+    {
+        "errors",
+        "distances",
+        "randomness",
+        "progress",
+        "provenance",
+        "workdir",
+        "metrics",
+        "augment",
+    },
+    {"models", "losses", "kmeans", "ranking", "data", "devices"},
+    {"objective", "evaluation"},
+    {"training", "report"},
+    {"config", "compare"},
+    {"pipeline"},
+    {"main"},
+]
+
+
+def own_imports(path):
+    """Top-level names of this package that a file imports, wherever in the file."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"relative import in {path}"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        for name in names:
+            parts = name.split(".")
+            if parts[0] == "retrieval_jax" and len(parts) > 1 and parts[1] != "__version__":
+                yield parts[1]
+
+
+def test_imports_point_one_way():
+    level = {name: i for i, layer in enumerate(LAYERS) for name in layer}
+    for path in PACKAGE.rglob("*.py"):
+        module = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        if module == "__init__":
+            continue
+        for imported in own_imports(path):
+            assert level[imported] <= level[module], f"{path} imports {imported}"
+
+
+def test_no_private_or_foreign_frameworks():
+    for path in PACKAGE.rglob("*.py"):
+        text = path.read_text()
+        assert "jax._src" not in text and "import tensorflow\n" not in text, path
+        assert "pickle.load" not in text and "allow_pickle=True" not in text, path
+
+
+@pytest.mark.parametrize("name", NUMERIC)
+def test_numeric_modules_import_alone(name):
+    code = f"import sys, retrieval_jax.{name}; print(*sys.modules)"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = set(run.stdout.split())
+    assert f"retrieval_jax.{name}" in loaded
+    foreign = {"sklearn", "matplotlib", "tensorflow", "tensorflow_datasets", "grain", "PIL"}
+    assert not loaded & (foreign | {"ml_collections", "tqdm", "orbax", "tensorboardX"})
+    layers = {"config", "pipeline", "data", "report", "training", "devices", "errors"}
+    assert not loaded & {f"retrieval_jax.{layer}" for layer in layers}

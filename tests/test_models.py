@@ -1,0 +1,161 @@
+"""The autoencoder against the protocol's table and against plain NumPy and XLA convolutions."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from jax.test_util import check_grads
+from numpy_model import autoencoder, randomised
+
+from retrieval_jax.models import AutoEncoder, Decoder, Encoder, Head, unit_norm, upsample_conv
+
+
+def sizes(tree):
+    return {
+        "/".join(part.key for part in path): leaf.size
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
+def total(tree):
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def initial(model, shape=(1, 32, 32, 3)):
+    return jax.jit(model.init)(jax.random.key(0), jnp.zeros(shape))
+
+
+def test_parameter_counts_are_the_protocols():
+    variables = jax.eval_shape(lambda: initial(AutoEncoder(Encoder(), Decoder())))
+    counts = {}
+    for name, size in sizes(variables).items():
+        _, part, layer, _ = name.split("/")
+        counts[part, layer] = counts.get((part, layer), 0) + size
+    assert counts == {
+        ("encoder", "conv1"): 896,
+        ("encoder", "norm1"): 128,
+        ("encoder", "conv2"): 18_496,
+        ("encoder", "norm2"): 256,
+        ("encoder", "bottleneck"): 73_856,
+        ("decoder", "norm0"): 512,
+        ("decoder", "conv1"): 147_584,
+        ("decoder", "norm1"): 512,
+        ("decoder", "conv2"): 73_792,
+        ("decoder", "norm2"): 256,
+        ("decoder", "output"): 1_731,
+    }
+    assert total(variables) == 318_019
+    assert total(variables["params"]) == 317_187
+
+
+def test_the_head_adds_1290_parameters():
+    variables = jax.eval_shape(lambda: initial(AutoEncoder(Encoder(), Decoder(), Head(10))))
+    assert total(variables["params"]["head"]) == 1_290
+    assert total(variables) == 319_309
+
+
+def test_initial_kernels_are_glorot_uniform_and_biases_zero():
+    params = initial(AutoEncoder(Encoder(), Decoder(), Head(10)))["params"]
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        kind = path[-1].key
+        if kind == "bias":
+            assert not np.any(leaf)
+        if kind == "kernel":
+            area = np.prod(leaf.shape[:-2])
+            limit = np.sqrt(6 / (area * (leaf.shape[-2] + leaf.shape[-1])))
+            assert np.abs(leaf).max() <= limit
+            assert np.std(leaf) == pytest.approx(limit / np.sqrt(3), rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("shape", "encoder", "decoder"),
+    [
+        ((2, 8, 12, 1), Encoder((4,), 6), Decoder((5,), 1)),
+        ((1, 16, 8, 4), Encoder((3, 5, 7), 9), Decoder((4, 3, 2), 4)),
+    ],
+)
+def test_other_sizes_depths_and_channels(shape, encoder, decoder):
+    model = AutoEncoder(encoder, decoder)
+    images = jax.random.uniform(jax.random.key(1), shape)
+    outputs = jax.jit(model.apply)(initial(model, shape), images)
+    assert outputs.reconstruction.shape == shape
+    assert outputs.embedding.shape == (shape[0], encoder.bottleneck)
+    assert outputs.logits is None
+    assert outputs.reconstruction.min() > 0 and outputs.reconstruction.max() < 1
+
+
+def test_sides_that_the_stride_does_not_divide_are_refused():
+    with pytest.raises(ValueError, match="divisible by 4, got 10×8"):
+        initial(AutoEncoder(Encoder(), Decoder()), (1, 10, 8, 3))
+
+
+def test_the_whole_model_equals_plain_numpy():
+    model = AutoEncoder(Encoder((3, 4), 5), Decoder((4, 3), 2), Head(6))
+    images = np.random.default_rng(0).random((2, 8, 12, 2), np.float32)
+    variables = randomised(*jax.tree.flatten(initial(model, images.shape)), seed=1)
+    outputs = jax.jit(model.apply)(variables, images)
+    embedding, reconstruction, logits, _ = autoencoder(
+        variables["params"], variables["batch_stats"], images
+    )
+    np.testing.assert_allclose(outputs.embedding, embedding, rtol=2e-5)
+    np.testing.assert_allclose(outputs.logits, logits, rtol=2e-5)
+    np.testing.assert_allclose(outputs.reconstruction, reconstruction, rtol=2e-4, atol=1e-6)
+    embed = jax.jit(lambda *arguments: model.apply(*arguments, method="embed"))
+    np.testing.assert_allclose(embed(variables, images), embedding, rtol=2e-5)
+
+
+def plain_upsample_conv(images, kernel):
+    enlarged = images.repeat(2, 1).repeat(2, 2)
+    return jax.lax.conv_general_dilated(
+        enlarged, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+
+@pytest.mark.parametrize(
+    "shape", [(3, 5, 7, 4, 6), (1, 1, 1, 1, 1), (2, 4, 1, 3, 2), (1, 2, 9, 1, 5)]
+)
+def test_upsample_conv_equals_the_plain_layer_with_its_gradients(shape):
+    n, height, width, ci, co = shape
+    keys = jax.random.split(jax.random.key(0), 3)
+    images = jax.random.normal(keys[0], (n, height, width, ci))
+    kernel = jax.random.normal(keys[1], (3, 3, ci, co))
+    cotangent = jax.random.normal(keys[2], (n, 2 * height, 2 * width, co))
+
+    @partial(jax.jit, static_argnums=0)
+    def output_and_gradients(function, images, kernel):
+        output, pullback = jax.vjp(function, images, kernel)
+        return output, *pullback(cotangent)
+
+    results = output_and_gradients(upsample_conv, images, kernel)
+    expected = output_and_gradients(plain_upsample_conv, images, kernel)
+    for result, plain in zip(results, expected, strict=True):
+        np.testing.assert_allclose(result, plain, rtol=1e-4, atol=1e-4)
+
+
+def test_upsample_conv_gradient_equals_finite_differences():
+    keys = jax.random.split(jax.random.key(3))
+    arguments = jax.random.normal(keys[0], (1, 2, 3, 2)), jax.random.normal(keys[1], (3, 3, 2, 2))
+    check_grads(jax.jit(upsample_conv), arguments, order=1, modes=["rev"], atol=1e-2, rtol=1e-2)
+
+
+def test_upsample_conv_refuses_another_kernel():
+    with pytest.raises(ValueError, match=r"kernel \[3, 3, 4, features\]"):
+        upsample_conv(jnp.zeros((1, 2, 2, 4)), jnp.zeros((3, 3, 3, 2)))
+
+
+def test_unit_norm_has_a_gradient_at_zero():
+    assert np.all(np.isfinite(jax.grad(lambda v: unit_norm(v, -1).sum())(jnp.zeros((2, 3)))))
+
+
+def test_pooling_is_the_librarys():
+    from retrieval_jax.models.autoencoder import _max_pool_2x2
+
+    x = jax.random.normal(jax.random.key(0), (2, 6, 4, 3))
+    expected, pullback = jax.vjp(lambda x: nn.max_pool(x, (2, 2), (2, 2)), x)
+    result, own_pullback = jax.vjp(_max_pool_2x2, x)
+    np.testing.assert_array_equal(result, expected)
+    cotangent = jax.random.normal(jax.random.key(1), result.shape)
+    np.testing.assert_array_equal(own_pullback(cotangent)[0], pullback(cotangent)[0])
