@@ -6,6 +6,9 @@ its experiment needs. A key that is not declared here, or a value of another typ
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import jax
 import optax
 from ml_collections import ConfigDict
@@ -202,7 +205,7 @@ def load_images(c: ConfigDict) -> ImageSet:
     if c.data.source == "digits":
         return digits()
     if c.data.source == "tfds":
-        return from_tfds(c.data.name, c.data.directory)
+        return from_tfds(c.data.name, c.data.directory or _tfds_directory())
     if c.data.source == "folder":
         return from_folder(
             c.data.directory,
@@ -211,6 +214,19 @@ def load_images(c: ConfigDict) -> ImageSet:
             max_skipped=c.data.max_skipped,
         )
     return from_npz(c.data.file)
+
+
+def _tfds_directory() -> Path:
+    """Where TFDS itself would look, made if it isn't there."""
+    path = Path(os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")).expanduser()
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"TFDS' data directory {str(path)!r} can't be made ({error.strerror}); name one with "
+            "data.directory"
+        ) from error
+    return path
 
 
 def build_recipe(c: ConfigDict, channels: int, classes: int, fit: int) -> Recipe:

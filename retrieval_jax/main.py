@@ -81,8 +81,9 @@ def main(arguments: list[str]) -> int:
 
 
 def _sentence(error: Exception) -> str:
-    message = error.args[0] if len(error.args) == 1 else error
-    return " ".join(str(message).split())
+    message = str(error.args[0] if len(error.args) == 1 else error)
+    # ml_collections quotes what was quoted before.
+    return " ".join(message.replace("\\n", " ").replace("\\'", "'").split())
 
 
 if __name__ == "__main__":

@@ -102,7 +102,7 @@ def test_decay_spares_biases_and_the_rate_follows_its_schedule():
     ("override", "says"),
     [
         ("traning.epochs=3", "names what isn't there: 'traning'"),
-        ("training.epoch=3", "names what isn't there: 'epoch'"),
+        ("training.epoch=3", "names what isn't there: .*'epoch'"),
         ("training.epochs=three", "training.epochs"),
         ("training.epochs=1.5", "training.epochs"),
         ("augmentation.flip=maybe", "augmentation.flip"),
@@ -119,7 +119,6 @@ def test_wrong_keys_and_types_are_refused(override, says):
     [
         ([], "--config=FILE is missing"),
         (["--config=configs/none.py", "--workdir=x"], "can't be read"),
-        ([f"--config={__file__}", "--workdir=x"], "get_config"),
         ([f"--config={CONFIGS / 'quickstart.py'}"], "--workdir=DIR is missing"),
         ([f"--config={CONFIGS / 'quickstart.py'}:both", "--workdir=x"], "systems vanilla and hint"),
         (

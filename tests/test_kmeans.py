@@ -137,7 +137,7 @@ def test_the_chunk_size_changes_nothing(chunk):
     result = kmeans(KEY, points, 5, initial_centroids=start, chunk_size=chunk)
     np.testing.assert_array_equal(result.labels, expected.labels)
     np.testing.assert_allclose(result.centroids, expected.centroids, rtol=1e-5, atol=1e-5)
-    assert int(result.iterations) == int(expected.iterations)
+    np.testing.assert_allclose(result.history, expected.history, rtol=1e-5)
     np.testing.assert_array_equal(
         predict(points, expected.centroids, chunk_size=chunk), expected.labels
     )

@@ -68,7 +68,7 @@ def test_far_from_zero_ranks_as_float64_does():
 
 def test_far_groups_rank_finer_than_the_products_resolve():
     # No centre is near both groups: the scores of close rows are rounded into wrong orders.
-    side = np.where(np.arange(600) % 2, 300, -300)[:, None]
+    side = np.where(np.arange(600) % 2, 300, -300).astype(np.float32)[:, None]
     queries, gallery = normal(200, 8, seed=1) + side[:200], normal(600, 8, seed=2) + side
     assert_equal(nearest(queries, gallery, 10), oracle(queries, gallery, 10))
 

@@ -1,0 +1,261 @@
+"""Whole runs: the digits end to end, killed and resumed, without labels, and with bad input."""
+
+import json
+import os
+import signal
+import struct
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn import metrics as sklearn_metrics
+from sklearn.neighbors import NearestNeighbors
+from tensorboardX.proto.event_pb2 import Event
+
+from retrieval_jax.main import main
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+EPOCHS = 4
+
+
+def arguments(workdir, *overrides, system="hint"):
+    return [
+        f"--config={CONFIGS / 'quickstart.py'}:{system}",
+        f"--workdir={workdir}",
+        *(f"--config.{override}" for override in overrides),
+    ]
+
+
+DIGITS = (f"training.epochs={EPOCHS}", "report.tsne_points=300")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The workdir of an uninterrupted run."""
+    workdir = tmp_path_factory.mktemp("runs") / "whole"
+    assert main(arguments(workdir, *DIGITS)) == 0
+    return workdir
+
+
+def results_of(workdir):
+    return json.loads((workdir / "results.json").read_text())
+
+
+def figures_of_merit(workdir):
+    """What a resumed run must end with: everything but times and dates."""
+    results = results_of(workdir)
+    history = [
+        {k: v for k, v in row.items() if k != "seconds"} for row in results["training"]["history"]
+    ]
+    return [results[key] for key in ("clustering", "retrieval", "left_out")] + [history]
+
+
+def test_the_scores_are_scikit_learns(whole):
+    results = results_of(whole)
+    embeddings, found = np.load(whole / "embeddings.npz"), np.load(whole / "neighbours.npz")
+    from retrieval_jax.data.images import digits
+
+    labels = digits().labels
+    assert len(found["gallery"]) == 1707 and len(found["queries"]) == 90
+    assert not set(found["gallery"]) & set(found["queries"])
+    for part in ("gallery", "queries"):
+        truth, clusters = (
+            labels[found[part]],
+            found[f"{'query' if part == 'queries' else part}_clusters"],
+        )
+        scores = results["clustering"][part]
+        assert scores["nmi"] == pytest.approx(
+            sklearn_metrics.normalized_mutual_info_score(truth, clusters)
+        )
+        assert scores["ri"] == pytest.approx(sklearn_metrics.rand_score(truth, clusters))
+        assert scores["ari"] == pytest.approx(sklearn_metrics.adjusted_rand_score(truth, clusters))
+    gallery, queries = embeddings["gallery"], embeddings["queries"]
+    squared = ((gallery[:, None] - found["centroids"]) ** 2).sum(2)
+    assert results["clustering"]["inertia"] == pytest.approx(squared.min(1).sum(), rel=1e-4)
+    np.testing.assert_array_equal(squared.argmin(1), found["gallery_clusters"])
+
+    search = NearestNeighbors(n_neighbors=100, algorithm="brute").fit(gallery.astype(np.float64))
+    distances, _ = search.kneighbors(queries.astype(np.float64))
+    np.testing.assert_allclose(found["exhaustive_distances"], distances, rtol=1e-4, atol=1e-5)
+    for way in ("cluster", "exhaustive"):
+        indices = found[f"{way}_indices"]
+        right = (labels[found["gallery"]][indices] == labels[found["queries"]][:, None]) & (
+            indices >= 0
+        )
+        assert results["retrieval"][way]["precision@5"] == pytest.approx(right[:, :5].mean())
+        assert results["retrieval"][way]["precision@100"] == pytest.approx(right.mean())
+    same_cluster = (
+        found["gallery_clusters"][found["cluster_indices"]] == found["query_clusters"][:, None]
+    )
+    assert np.all(same_cluster | (found["cluster_indices"] < 0))
+    both = [
+        set(a) & set(b)
+        for a, b in zip(found["exhaustive_indices"], found["cluster_indices"], strict=True)
+    ]
+    assert results["retrieval"]["kept"]["@100"] == pytest.approx(
+        np.mean([len(b) for b in both]) / 100
+    )
+
+
+def test_everything_that_a_run_leaves(whole):
+    results = results_of(whole)
+    assert results["clustering"]["gallery"]["nmi"] > 0.5  # digits are easy, even after 4 epochs
+    assert list(results["seconds"]) == [
+        "data",
+        "train",
+        "embed",
+        "cluster",
+        "score",
+        "rank",
+        "report",
+    ]
+    assert results["provenance"]["device"]["count"] == 4
+    assert (
+        results["provenance"]["data"]["fit"] + results["provenance"]["data"]["validation"] == 1707
+    )
+    assert results["training"]["trainable_parameters"] < results["training"]["parameters"]
+    rows = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
+    assert rows == results["training"]["history"] and len(rows) == EPOCHS
+    for name in ("losses", "reconstructions", "retrieval", "tsne"):
+        with Image.open(whole / "figures" / f"{name}.png") as image:
+            assert image.format == "PNG" and min(image.size) > 100
+    page = (whole / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == 4 and "http" not in page.split("<body", 1)[1]
+
+
+def test_event_files_say_what_the_json_says(whole):
+    (path,) = (whole / "tensorboard").iterdir()
+    data, scalars = path.read_bytes(), {}
+    while data:  # TFRecord: length, its checksum, the record, its checksum
+        (length,) = struct.unpack("<Q", data[:8])
+        event = Event.FromString(data[12 : 12 + length])
+        scalars |= {(value.tag, event.step): value.simple_value for value in event.summary.value}
+        data = data[16 + length :]
+    for row in results_of(whole)["training"]["history"]:
+        for part in ("fit", "validation"):
+            for name, value in row[part].items():
+                assert scalars[f"{part}/{name}", row["step"]] == pytest.approx(value)
+
+
+def test_killed_and_resumed_ends_with_the_same_numbers(whole, tmp_path):
+    command = [sys.executable, "-m", "retrieval_jax.main", *arguments(tmp_path / "killed", *DIGITS)]
+    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "4", "JAX_PLATFORMS": "cpu"}
+    run = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+    rows = tmp_path / "killed" / "metrics.jsonl"
+    deadline = time.monotonic() + 300
+    while not (rows.exists() and len(rows.read_text().splitlines()) >= 2):
+        assert run.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    run.send_signal(signal.SIGKILL)
+    assert run.wait() == -signal.SIGKILL
+    assert not (tmp_path / "killed" / "results.json").exists()
+    assert main(arguments(tmp_path / "killed", *DIGITS)) == 0
+    assert figures_of_merit(tmp_path / "killed") == figures_of_merit(whole)
+
+
+def test_a_finished_run_runs_again_without_training(whole, capsys):
+    before = figures_of_merit(whole)
+    assert main(arguments(whole, *DIGITS)) == 0
+    assert "epoch 1/" not in capsys.readouterr().out
+    assert figures_of_merit(whole) == before
+
+
+def test_another_config_is_refused_by_its_difference(whole, capsys):
+    before = (whole / "results.json").read_bytes()
+    assert main(arguments(whole, *DIGITS, "optimizer.learning_rate=0.01")) == 2
+    said = capsys.readouterr().err
+    assert "optimizer.learning_rate is 0.001 there and 0.01 here" in said
+    assert (whole / "results.json").read_bytes() == before
+
+
+def colour_images(count):
+    return np.random.default_rng(0).integers(0, 256, (count, 8, 8, 3), np.uint8)
+
+
+SMALL = ("training.epochs=1", "training.batch_size=8", "data.queries=6", "clustering.k=3")
+
+
+def test_without_labels_the_rest_is_done_and_the_gap_is_said(tmp_path):
+    np.savez(tmp_path / "images.npz", images=colour_images(46))
+    data = (
+        "data.source=npz",
+        f"data.file={tmp_path / 'images.npz'}",
+        "data.validation_fraction=0.0",
+    )
+    assert main(arguments(tmp_path / "run", *data, *SMALL, system="vanilla")) == 0
+    results = results_of(tmp_path / "run")
+    assert set(results["retrieval"]) == {"kept"} and "gallery" not in results["clustering"]
+    assert "the data has no labels" in " ".join(results["left_out"])
+    assert results["training"]["history"][0]["validation"] == {}
+    found = np.load(tmp_path / "run" / "neighbours.npz")
+    assert found["cluster_indices"].shape == (6, 100)  # more than the gallery: the rest is -1
+    assert (found["exhaustive_indices"] >= 0).sum(1).tolist() == [40] * 6
+
+
+def test_a_folder_of_own_images_with_a_broken_one_and_an_odd_name(tmp_path):
+    for name in ("a & <b>", "café"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for i, pixels in enumerate(colour_images(20)):
+            Image.fromarray(pixels).save(tmp_path / "images" / name / f"{i}.png")
+    (tmp_path / "images" / "café" / "broken.png").write_bytes(b"\x89PNG\r\n")
+    data = ("data.source=folder", f"data.directory={tmp_path / 'images'}", "data.image_size=(8,8)")
+    assert main(arguments(tmp_path / "run", *data, *SMALL)) == 0
+    (skipped,) = results_of(tmp_path / "run")["provenance"]["data"]["skipped"]
+    assert "broken.png" in skipped
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "a &amp; &lt;b&gt;" in page and "<b>" not in page
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (("data.queries=5",), "5 queries can't cover 10 classes"),
+        (("clustering.k=1708",), "clustering.k is 1708 but the gallery has 1707"),
+        (("model.encoder_widths=(4,4,4,4)", "model.decoder_widths=(4,4,4,4)"), "divide by 16"),
+        (("data.source=folder", "data.directory=nowhere"), "nowhere"),
+        (("data.source=tfds", "data.directory=nowhere"), "nowhere"),
+        (("data.source=npz", "data.file=nowhere.npz"), "nowhere.npz"),
+        (("optimizer.learning_rate=1e30",), "is not finite at step"),
+    ],
+)
+def test_bad_input_ends_with_one_sentence(tmp_path, capsys, overrides, says):
+    assert main(arguments(tmp_path / "run", *overrides)) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and says in said and said.count("\n") == 1
+
+
+def test_a_classification_loss_without_labels_is_refused(tmp_path, capsys):
+    np.savez(tmp_path / "images.npz", images=colour_images(46))
+    data = ("data.source=npz", f"data.file={tmp_path / 'images.npz'}")
+    assert main(arguments(tmp_path / "run", *data, *SMALL)) == 2
+    assert "has no labels" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["file", "under a file", "no permission"])
+def test_a_workdir_that_cannot_be_written_is_refused(tmp_path, capsys, kind):
+    (tmp_path / "file").write_text("")
+    workdir = {
+        "file": tmp_path / "file",
+        "under a file": tmp_path / "file" / "run",
+        "no permission": Path("/proc/run"),
+    }[kind]
+    assert main(arguments(workdir)) == 2
+    said = capsys.readouterr().err
+    assert "can't be written" in said and str(workdir) in said
+    assert (tmp_path / "file").read_text() == ""
+
+
+def test_the_program_itself_exits_2_without_a_traceback(tmp_path):
+    config = tmp_path / "wrong.py"
+    config.write_text("def get_config():\n    return 1 / 0\n")
+    command = [sys.executable, "-m", "retrieval_jax.main", f"--config={config}", "--workdir=x"]
+    run = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert run.returncode == 2
+    assert "ZeroDivisionError" in run.stderr and run.stderr.count("\n") == 1
+    config.write_text("x = 1\n")
+    run = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert run.returncode == 2 and "get_config" in run.stderr and "Traceback" not in run.stderr
