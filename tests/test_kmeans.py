@@ -225,6 +225,13 @@ def test_memory_holds_no_matrix_of_points_by_clusters_and_no_restarts():
     assert fit.memory_analysis().temp_size_in_bytes < min(matrix / 2, 3 * seeding)
 
 
+def test_moments_are_right_to_rounding_far_from_zero():
+    points = (1e4 + np.random.default_rng(0).normal(size=(200_001, 2)) * [1, 3]).astype(np.float32)
+    mean, variance = moments(jnp.asarray(points), 1000)
+    np.testing.assert_allclose(mean, points.mean(0, dtype=np.float64), atol=1.1e-3)
+    assert float(variance) == pytest.approx(points.var(0, dtype=np.float64).mean(), rel=1e-4)
+
+
 def test_both_ways_to_sum_the_clusters_agree():
     rows = jnp.asarray(blobs(n=50))
     labels = jnp.asarray(np.random.default_rng(0).integers(0, 5, 50))  # 4 is "nowhere"

@@ -133,6 +133,7 @@ def test_retrieval_scores_equal_loops():
     rng = np.random.default_rng(0)
     gallery = rng.integers(0, 6, 40)
     queries = rng.integers(0, 7, 25)  # class 6 has no positives
+    queries[[3, 5]] = gallery[-1]  # which -1 must not be taken for
     indices = np.stack([rng.permutation(40) for _ in queries])[:, :15]
     indices[3, 4:], indices[5] = -1, -1  # fewer than asked for, and none
     relevant, positives = relevance(indices, queries, gallery)
