@@ -73,20 +73,20 @@ def run(config: ConfigDict, workdir: Path, arguments: list[str]) -> dict[str, An
     with tqdm(total=len(STAGES), disable=None, leave=False) as bar:
         stage = partial(_stage, bar, seconds)
         with stage("data"):
-            data, parts, classes = _load(config)
+            data, parts, classes = load(config)
             claim(workdir, "data.json", _fingerprint(data))
             say(f"  {data.description}")
         with stage("train"):
-            model, state, history = _train(config, workdir, data, parts, classes)
+            model, state, history = fit(config, workdir, data, parts, classes)
         # Of all epochs, those before an interruption included.
         seconds["train"] = sum(row["seconds"] for row in history)
         with stage("embed"):
-            embeddings = _embed(config, model, state, data, parts)
+            embeddings = embed_all(config, model, state, data, parts)
             write_arrays(workdir / "embeddings.npz", **embeddings._asdict())
         with stage("cluster"):
-            clusters = _cluster(config, embeddings)
+            clusters = cluster(config, embeddings)
         with stage("score"):
-            scores = _scores(data, parts, clusters)
+            scores = clustering_scores(data, parts, clusters)
         with stage("rank"):
             ranking = evaluation.rank(
                 embeddings.queries,
@@ -96,7 +96,7 @@ def run(config: ConfigDict, workdir: Path, arguments: list[str]) -> dict[str, An
                 config.retrieval.neighbours,
             )
             _write_neighbours(workdir, parts, clusters, ranking)
-            retrieval = _retrieval(data, parts, ranking)
+            retrieval = retrieval_scores(data, parts, ranking)
         with stage("report"):
             figures = write_figures(
                 workdir,
@@ -105,7 +105,7 @@ def run(config: ConfigDict, workdir: Path, arguments: list[str]) -> dict[str, An
                 data=data,
                 parts=parts,
                 embeddings=embeddings.gallery,
-                reconstructions=_reconstruct(config, model, state, data, parts),
+                reconstructions=reconstruct_examples(config, model, state, data, parts),
                 neighbours=np.asarray(ranking.cluster.indices),
             )
         results = {
@@ -135,7 +135,7 @@ def _stage(bar: tqdm, seconds: dict[str, float], name: str) -> Iterator[None]:
     bar.update()
 
 
-def _load(config: ConfigDict) -> tuple[ImageSet, Split, int]:
+def load(config: ConfigDict) -> tuple[ImageSet, Split, int]:
     """The images, their split, and the number of classes, 0 without labels."""
     data = configuration.load_images(config)
     parts = split(
@@ -161,9 +161,10 @@ def _fingerprint(data: ImageSet) -> dict[str, Any]:
     }
 
 
-def _train(
+def fit(
     config: ConfigDict, workdir: Path, data: ImageSet, parts: Split, classes: int
 ) -> tuple[AutoEncoder, TrainState, list[dict]]:
+    """Trains, or takes up what the workdir holds: the model, its state, a row an epoch."""
     recipe = configuration.build_recipe(config, data.images.shape[3], classes, len(parts.fit))
     labels = np.zeros(len(data.images), np.int32) if data.labels is None else data.labels
     fit, validation = (
@@ -174,9 +175,11 @@ def _train(
     return recipe.model, state, history
 
 
-def _embed(
+def embed_all(
     config: ConfigDict, model: AutoEncoder, state: TrainState, data: ImageSet, parts: Split
 ) -> Embeddings:
+    """Embeds gallery and queries with the encoder alone."""
+
     def embed(variables: Any, images: jax.Array) -> jax.Array:
         embedding: Any = model.apply(variables, as_float(images), method="embed")
         return unit_norm(embedding, -1) if config.embedding.normalize else embedding
@@ -188,7 +191,7 @@ def _embed(
     return Embeddings(*np.split(embedded, [len(parts.gallery)]))
 
 
-def _reconstruct(
+def reconstruct_examples(
     config: ConfigDict, model: AutoEncoder, state: TrainState, data: ImageSet, parts: Split
 ) -> np.ndarray:
     """float32 [examples, h, w, c] of the first queries."""
@@ -206,7 +209,8 @@ def _variables(state: TrainState) -> Any:
     return devices.on_every_device({"params": state.params, "batch_stats": state.batch_stats})
 
 
-def _cluster(config: ConfigDict, embeddings: Embeddings) -> Clusters:
+def cluster(config: ConfigDict, embeddings: Embeddings) -> Clusters:
+    """Groups the gallery by k-means and predicts the cluster of each query."""
     result = kmeans(
         key_for(config.seed, "k-means"),
         embeddings.gallery,
@@ -219,7 +223,10 @@ def _cluster(config: ConfigDict, embeddings: Embeddings) -> Clusters:
     return Clusters(result, np.asarray(predict(embeddings.queries, result.centroids)))
 
 
-def _scores(data: ImageSet, parts: Split, clusters: Clusters) -> dict[str, dict[str, float]]:
+def clustering_scores(
+    data: ImageSet, parts: Split, clusters: Clusters
+) -> dict[str, dict[str, float]]:
+    """NMI, RI and ARI on gallery and queries; nothing without labels."""
     if data.labels is None:
         return {}
     return {
@@ -230,7 +237,8 @@ def _scores(data: ImageSet, parts: Split, clusters: Clusters) -> dict[str, dict[
     }
 
 
-def _retrieval(data: ImageSet, parts: Split, ranking: evaluation.Ranking) -> dict[str, Any]:
+def retrieval_scores(data: ImageSet, parts: Split, ranking: evaluation.Ranking) -> dict[str, Any]:
+    """Precision, mAP and the share of neighbours kept; without labels the share alone."""
     scores: dict[str, Any] = {}
     if data.labels is not None:
         truth = data.labels[parts.queries], data.labels[parts.gallery]

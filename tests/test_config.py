@@ -134,6 +134,13 @@ def test_wrong_command_lines_are_refused(line, says):
     assert "\n" not in str(caught.value)
 
 
+def test_a_config_file_cannot_add_keys_or_change_types():
+    with pytest.raises(AttributeError, match="epoch"):
+        default().training.epoch = 1
+    with pytest.raises(TypeError):
+        default().training.epochs = "ten"
+
+
 def refusal(key, value):
     c = default()
     with c.unlocked():

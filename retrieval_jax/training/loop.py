@@ -6,6 +6,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import closing
 from typing import NamedTuple
 
 import jax
@@ -55,7 +56,11 @@ class DataSet(NamedTuple):
 
 
 def train(
-    recipe: Recipe, fit: DataSet, validation: DataSet, checkpoints: Checkpoints, log_to: Callable
+    recipe: Recipe,
+    fit: DataSet,
+    validation: DataSet,
+    checkpoints: Checkpoints,
+    log_to: Callable[[list[dict]], MetricLog],
 ) -> tuple[TrainState, list[dict]]:
     """Trains from the newest checkpoint, or from scratch, to the last epoch.
 
@@ -66,7 +71,7 @@ def train(
       recipe: the model, the objective, the optimizer and the budget.
       fit: at least one batch.
       validation: any number of images; none gives no validation row.
-      checkpoints: where states are saved after each epoch.
+      checkpoints: where states are saved after each epoch; closed at the end, as the log is.
       log_to: rows of history so far → a `MetricLog`.
 
     Returns:
@@ -79,8 +84,10 @@ def train(
         recipe.model, recipe.optimizer, key_for(recipe.seed, "init"), fit.images.shape[1:]
     )
     state, history = checkpoints.restore(state)
-    log: MetricLog = log_to(history)
-    if len(history) < recipe.epochs:
+    # Closing waits for the last save, whatever ends the loop.
+    with closing(checkpoints), closing(log_to(history)) as log:
+        if len(history) == recipe.epochs:
+            return state, history
         fit_epoch, validate = _epoch_functions(recipe, fit, validation)
         state = devices.on_every_device(state)
         for epoch in range(len(history) + 1, recipe.epochs + 1):
@@ -99,10 +106,7 @@ def train(
             checkpoints.save(devices.from_first_device(state), history)
             log.write(row)
             say(describe(row, recipe.epochs))
-        state = devices.from_first_device(state)
-    checkpoints.close()
-    log.close()
-    return state, history
+        return devices.from_first_device(state), history
 
 
 def describe(row: dict, epochs: int) -> str:
