@@ -120,7 +120,7 @@ def test_several_steps_are_the_same_on_any_number_of_devices():
 def test_validation_counts_only_real_rows():
     state = random_state(optax.sgd(1.0))
     mask = np.array([True] * 5 + [False] * 3)
-    images = np.where(mask[:, None, None, None], IMAGES, np.nan)
+    images = np.where(mask[:, None, None, None], IMAGES, np.float32(1e30))  # overflows every loss
     step = partial(
         validation_step, model=small_model(), objective=OBJECTIVE, axis_name=devices.AXIS
     )
@@ -228,3 +228,12 @@ def test_a_loss_that_is_not_finite_stops_and_names_step_and_term(tmp_path, term)
         train_in(tmp_path, recipe(objective=objective), fit, data_set(4))
     state, kept = Checkpoints(tmp_path / "checkpoints").restore(random_state(optax.adam(1e-3)))
     assert kept == history and state.step == 2
+
+
+def test_parameters_that_are_not_finite_are_never_saved(tmp_path):
+    fit = data_set(8)
+    explode = optax.stateless(lambda updates, _: jax.tree.map(lambda u: u * jnp.nan, updates))
+    with pytest.raises(UserError, match="not finite (after|in the validation after) epoch 1"):
+        train_in(tmp_path, recipe(optimizer=explode, epochs=1), fit, data_set(4))
+    _, kept = Checkpoints(tmp_path / "checkpoints").restore(random_state(explode))
+    assert kept == []

@@ -103,7 +103,9 @@ def train(
                 "seconds": time.perf_counter() - start,
             }
             history.append(row)
-            checkpoints.save(devices.from_first_device(state), history)
+            host_state = devices.from_first_device(state)
+            _refuse_non_finite_parameters(host_state, epoch)
+            checkpoints.save(host_state, history)
             log.write(row)
             say(describe(row, recipe.epochs))
         return devices.from_first_device(state), history
@@ -200,6 +202,15 @@ def _validation_order(rows: int, batch: int) -> jax.Array:
 
 def _to_floats(metrics: dict[str, jax.Array]) -> dict[str, float]:
     return {name: float(value) for name, value in devices.from_first_device(metrics).items()}
+
+
+def _refuse_non_finite_parameters(state: TrainState, epoch: int) -> None:
+    # XLA's ReLU on a CPU turns NaN into 0, so a loss can be finite where parameters are not.
+    if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params)):
+        raise UserError(
+            f"the parameters are not finite after epoch {epoch}; lower optimizer.learning_rate "
+            "(the last checkpoint before it is kept)"
+        )
 
 
 def _refuse_non_finite(means: dict[str, float], where: str) -> None:
