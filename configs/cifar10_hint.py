@@ -3,8 +3,9 @@
 Command:   python -m retrieval_jax.main --config=configs/cifar10_hint.py
                --workdir=runs/cifar10_hint
 Hardware:  one core of a 2-core virtual Intel Xeon (2.3 GHz, AVX-512) shared with other work
-Time:      TIME
-Score:     SCORE
+Time:      103 min of training on the busy machine above, 1 min for the stages up to ranking
+Score:     NMI 0.374, RI 0.865, ARI 0.259 on CIFAR-10 (JPEG mirror), seed 0; experiments/README.md
+           has what makes it vary
 """
 
 from ml_collections import ConfigDict

@@ -3,8 +3,8 @@
 Command:   python -m retrieval_jax.main --config=configs/cifar10_hint_plus.py
                --workdir=runs/cifar10_hint_plus
 Hardware:  one core of a 2-core virtual Intel Xeon (2.3 GHz, AVX-512) shared with other work
-Time:      TIME
-Score:     SCORE
+Time:      52 min of training on the busy machine above, 1 min for the stages up to ranking
+Score:     NMI 0.480, RI 0.894, ARI 0.415 on CIFAR-10 (JPEG mirror), seed 0
 """
 
 from ml_collections import ConfigDict

@@ -4,8 +4,8 @@ Command:   make run
            (or python -m retrieval_jax.main --config=configs/quickstart.py:SYSTEM --workdir=DIR with
            SYSTEM vanilla or hint)
 Hardware:  2 cores of a virtual Intel Xeon (2.3 GHz, AVX-512)
-Time:      TIME
-Score:     SCORE
+Time:      1 min 48 s for both systems and the comparison
+Score:     NMI 0.551 (vanilla) and 0.991 (hint), seed 0
 """
 
 from ml_collections import ConfigDict
