@@ -112,8 +112,9 @@ def check(c: ConfigDict) -> None:
     ):
         _at_least(key, _value(c, key), 1)
     _at_least("retrieval.neighbours", c.retrieval.neighbours, 5)  # precision@5 needs them
+    if not 0 <= c.seed < 2**32:
+        raise UserError(f"seed must be at least 0 and below 2^32, got {c.seed}")
     for key in (
-        "seed",
         "data.max_skipped",
         "objective.reconstruction_weight",
         "objective.classification_weight",

@@ -158,6 +158,7 @@ def refusal(key, value):
         ("data.source", "imagenet"),
         ("optimizer.decay", "linear"),
         ("seed", -1),
+        ("seed", 2**32),
         ("training.epochs", 0),
         ("training.batch_size", 30),  # four devices
         ("training.batch_size", 4000),

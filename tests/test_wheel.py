@@ -29,4 +29,4 @@ def test_the_wheel_works_outside_the_checkout(tmp_path):
         env=os.environ | {"PYTHONPATH": str(site)},
     )
     assert run.stdout.strip() == str(site / "retrieval_jax" / "main.py")
-    assert run.returncode == 2 and "seed must be at least 0, got -1" in run.stderr
+    assert run.returncode == 2 and "seed must be at least 0 and below 2^32, got -1" in run.stderr
