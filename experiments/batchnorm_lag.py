@@ -3,7 +3,8 @@
 At a constant learning rate the weights move on while the running statistics (momentum 0.99) still
 remember the last hundred steps or so. This takes a finished run, re-estimates the statistics on the
 fit images with the weights as they are (Wu and Johnson 2021, "Rethinking 'Batch' in BatchNorm",
-section 3, arXiv:2105.07576), embeds and clusters again, and prints both rows. It writes nothing.
+section 3, arXiv:2105.07576), embeds and clusters again, and prints both rows. The
+run keeps its own scores.
 
     python experiments/batchnorm_lag.py WORKDIR
 """
