@@ -3,8 +3,8 @@
 At a constant learning rate the weights move on while the running statistics (momentum 0.99) still
 remember the last hundred steps or so. This takes a finished run, re-estimates the statistics on the
 fit images with the weights as they are (Wu and Johnson 2021, "Rethinking 'Batch' in BatchNorm",
-section 3, arXiv:2105.07576), embeds and clusters again, and prints both rows. The
-run keeps its own scores.
+section 3, arXiv:2105.07576), embeds and clusters again, and prints both rows. The run keeps its own
+scores.
 
     python experiments/batchnorm_lag.py WORKDIR
 """
@@ -41,7 +41,7 @@ def main(workdir: Path) -> None:
         return instant.apply(variables, as_float(images), True, mutable=["batch_stats"])[1]
 
     step = devices.mapped(batch_statistics)
-    variables = devices.on_every_device({"params": state.params, "batch_stats": state.batch_stats})
+    variables = devices.on_every_device(state.variables)
     batch = devices.round_up(BATCH)
     batches = []
     for start in range(0, len(parts.fit) - batch + 1, batch):

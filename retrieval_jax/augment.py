@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
+
+Augment = Callable[[jax.Array, jax.Array], jax.Array]  # (key, images) → images, same shape
 
 
 def random_flip(key: jax.Array, images: jax.Array) -> jax.Array:

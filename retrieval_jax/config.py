@@ -14,7 +14,7 @@ import optax
 from ml_collections import ConfigDict
 
 from retrieval_jax import devices
-from retrieval_jax.augment import random_flip, random_shift
+from retrieval_jax.augment import Augment, random_flip, random_shift
 from retrieval_jax.data.folder import from_folder
 from retrieval_jax.data.images import ImageSet, digits
 from retrieval_jax.data.npz import from_npz
@@ -23,7 +23,6 @@ from retrieval_jax.errors import UserError
 from retrieval_jax.models import AutoEncoder, Decoder, Encoder, Head
 from retrieval_jax.objective import Objective, Term, classification_term, reconstruction_term
 from retrieval_jax.training.loop import Recipe
-from retrieval_jax.training.step import Augment
 
 
 def default() -> ConfigDict:

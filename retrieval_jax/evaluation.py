@@ -9,10 +9,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from retrieval_jax import metrics
-from retrieval_jax.progress import Progress
 from retrieval_jax.ranking import Neighbours, nearest, nearest_in_cluster, share_kept
-
-_QUERIES = 512  # of one call; the progress bar moves with it
 
 
 class Ranking(NamedTuple):
@@ -24,9 +21,9 @@ class Ranking(NamedTuple):
 
 def rank(
     queries: np.ndarray,
-    query_clusters: np.ndarray,
+    query_clusters: ArrayLike,
     gallery: np.ndarray,
-    gallery_clusters: np.ndarray,
+    gallery_clusters: ArrayLike,
     k: int,
 ) -> Ranking:
     """Ranks the gallery for every query, in its cluster and exhaustively.
@@ -41,19 +38,11 @@ def rank(
     Returns:
       `Ranking` of [q, k] NumPy arrays.
     """
-    cluster: list[Neighbours] = []
-    exhaustive: list[Neighbours] = []
-    with Progress("queries", len(queries)) as progress:
-        for start in range(0, len(queries), _QUERIES):
-            part = slice(start, start + _QUERIES)
-            cluster.append(
-                nearest_in_cluster(
-                    queries[part], query_clusters[part], gallery, gallery_clusters, k
-                )
-            )
-            exhaustive.append(nearest(queries[part], gallery, k))
-            progress.update(len(queries[part]))
-    return Ranking(_joined(cluster), _joined(exhaustive))
+    found = Ranking(
+        cluster=nearest_in_cluster(queries, query_clusters, gallery, gallery_clusters, k),
+        exhaustive=nearest(queries, gallery, k),
+    )
+    return jax.tree.map(np.asarray, found)
 
 
 def clustering_scores(labels: ArrayLike, clusters: ArrayLike) -> dict[str, float]:
@@ -85,7 +74,3 @@ def kept(ranking: Ranking) -> dict[str, float]:
     """Share of the true 5 and k nearest neighbours that the restriction to the cluster keeps."""
     cutoffs = (5, ranking.exhaustive.indices.shape[1])
     return {f"@{n}": float(share_kept(ranking.exhaustive, ranking.cluster, n)) for n in cutoffs}
-
-
-def _joined(parts: list[Neighbours]) -> Neighbours:
-    return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)

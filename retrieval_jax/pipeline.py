@@ -92,7 +92,7 @@ def run(config: ConfigDict, workdir: Path, arguments: list[str]) -> dict[str, An
                 embeddings.queries,
                 clusters.queries,
                 embeddings.gallery,
-                np.asarray(clusters.gallery.labels),
+                clusters.gallery.labels,
                 config.retrieval.neighbours,
             )
             _write_neighbours(workdir, parts, clusters, ranking)
@@ -185,9 +185,8 @@ def embed_all(
         return unit_norm(embedding, -1) if config.embedding.normalize else embedding
 
     rows = np.concatenate([parts.gallery, parts.queries])
-    embedded = devices.map_rows(
-        embed, _variables(state), data.images[rows], config.embedding.batch_size
-    )
+    variables = devices.on_every_device(state.variables)
+    embedded = devices.map_rows(embed, variables, data.images[rows], config.embedding.batch_size)
     return Embeddings(*np.split(embedded, [len(parts.gallery)]))
 
 
@@ -201,12 +200,8 @@ def reconstruct_examples(
         return outputs.reconstruction
 
     images = data.images[parts.queries[: config.report.examples]]
-    return devices.map_rows(reconstruct, _variables(state), images, len(images))
-
-
-def _variables(state: TrainState) -> Any:
-    """The model's variables, on every device."""
-    return devices.on_every_device({"params": state.params, "batch_stats": state.batch_stats})
+    variables = devices.on_every_device(state.variables)
+    return devices.map_rows(reconstruct, variables, images, len(images))
 
 
 def cluster(config: ConfigDict, embeddings: Embeddings) -> Clusters:

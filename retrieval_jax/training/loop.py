@@ -14,6 +14,7 @@ import numpy as np
 import optax
 
 from retrieval_jax import devices
+from retrieval_jax.augment import Augment
 from retrieval_jax.errors import UserError
 from retrieval_jax.models import AutoEncoder
 from retrieval_jax.objective import TOTAL, Batch, Objective
@@ -22,7 +23,6 @@ from retrieval_jax.randomness import key_for
 from retrieval_jax.training.checkpoints import Checkpoints
 from retrieval_jax.training.logs import MetricLog
 from retrieval_jax.training.step import (
-    Augment,
     TrainState,
     as_float,
     create_state,
@@ -41,7 +41,7 @@ class Recipe(NamedTuple):
     model: AutoEncoder
     objective: Objective
     optimizer: optax.GradientTransformation
-    augment: Augment  # (key, float images [n, h, w, c]) → images of the same shape
+    augment: Augment
     epochs: int
     batch_size: int  # over all devices
     validation_batch_size: int  # likewise

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -20,6 +19,11 @@ class TrainState(NamedTuple):
     params: Any
     batch_stats: Any
     opt_state: optax.OptState
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """What the model is applied with."""
+        return {"params": self.params, "batch_stats": self.batch_stats}
 
 
 def create_state(
@@ -64,7 +68,7 @@ def train_step(
 
     def mean_loss(params):
         outputs, updates = model.apply(
-            {"params": params, "batch_stats": state.batch_stats},
+            state._replace(params=params).variables,
             batch.images,
             True,
             mutable=["batch_stats"],
@@ -102,8 +106,7 @@ def validation_step(
     Returns:
       name → float scalar, summed over all devices; divide by "count" once at the end.
     """
-    variables = {"params": state.params, "batch_stats": state.batch_stats}
-    outputs: Any = model.apply(variables, batch.images)
+    outputs: Any = model.apply(state.variables, batch.images)
     terms = evaluate(objective, outputs, batch, state.step)
     if outputs.logits is not None:
         terms["accuracy"] = (outputs.logits.argmax(-1) == batch.labels).astype(jnp.float32)
@@ -114,6 +117,3 @@ def validation_step(
 def as_float(images: jax.Array) -> jax.Array:
     """uint8 0 … 255 → float32 0 … 1."""
     return images.astype(jnp.float32) / 255
-
-
-Augment = Callable[[jax.Array, jax.Array], jax.Array]
