@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 RUNS   := runs/quickstart
 
-.PHONY: run test check format clean
+.PHONY: run test check bench format clean
 
 run: $(VENV)/installed
 	$(BIN)/python -m retrieval_jax.main --config=configs/quickstart.py:vanilla --workdir=$(RUNS)/vanilla
@@ -19,6 +19,11 @@ check: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The peers come from the bench extra; EMBEDDINGS is the embeddings.npz of a run.
+bench: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	$(BIN)/python -m benchmarks.retrieval $(if $(EMBEDDINGS),--embeddings $(EMBEDDINGS))
 
 format: $(VENV)/installed
 	$(BIN)/ruff check --fix .

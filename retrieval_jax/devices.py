@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 from flax import jax_utils
+from jax.sharding import Mesh
 
 from retrieval_jax.progress import Progress
 
@@ -20,6 +21,11 @@ AXIS = "devices"
 def count() -> int:
     """Number of devices that the mapped functions run on."""
     return jax.local_device_count()
+
+
+def mesh() -> Mesh:
+    """The devices as a mesh of one axis, `AXIS`, for `jax.shard_map`."""
+    return Mesh(np.array(jax.local_devices()), (AXIS,))
 
 
 def on_every_device(tree: Any) -> Any:

@@ -15,7 +15,7 @@ Carry = TypeVar("Carry")
 
 
 def matrix(values: ArrayLike, name: str) -> jax.Array:
-    """Returns the values as float32 [n, d].
+    """Returns the values as float32 [n, d]; bfloat16 stays as it is, for chunks to convert.
 
     Raises:
       ValueError: an array that is empty or not two-dimensional, or (where it is concrete, not
@@ -25,7 +25,8 @@ def matrix(values: ArrayLike, name: str) -> jax.Array:
       >>> matrix([[1, 2], [3, 4], [5, 6]], "points").shape
       (3, 2)
     """
-    array = jnp.asarray(values, jnp.float32)
+    kept = getattr(values, "dtype", None) == jnp.bfloat16
+    array = jnp.asarray(values, jnp.bfloat16 if kept else jnp.float32)
     if array.ndim != 2 or 0 in array.shape:
         raise ValueError(f"{name} must be a non-empty [n, d] array; the shape is {array.shape}.")
     if not isinstance(array, jax.core.Tracer) and not bool(jnp.isfinite(array).all()):
@@ -39,7 +40,7 @@ def over_chunks(
     step: Callable[[Carry, jax.Array, jax.Array, jax.Array], Carry],
     carry: Carry,
 ) -> Carry:
-    """Folds step(carry, start, rows [chunk, d], new [chunk]) over points [n, d], chunk ≤ n.
+    """Folds step(carry, start, float32 rows [chunk, d], new [chunk]) over points [n, d], chunk ≤ n.
 
     The last chunk of a ragged count starts early so as to be whole; `new` is False for the rows
     seen before.
@@ -54,7 +55,7 @@ def over_chunks(
 
     def body(i: jax.Array, carry: Carry) -> Carry:
         start = jnp.minimum(i * chunk, n - chunk)
-        rows = lax.dynamic_slice_in_dim(points, start, chunk)
+        rows = lax.dynamic_slice_in_dim(points, start, chunk).astype(jnp.float32)
         return step(carry, start, rows, start + jnp.arange(chunk) >= i * chunk)
 
     return lax.fori_loop(0, -(-n // chunk), body, carry)

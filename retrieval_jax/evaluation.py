@@ -8,8 +8,8 @@ import jax
 import numpy as np
 from jax.typing import ArrayLike
 
-from retrieval_jax import metrics
-from retrieval_jax.ranking import Neighbours, nearest, nearest_in_cluster, share_kept
+from retrieval_jax import cluster_index, metrics, sharded
+from retrieval_jax.ranking import Neighbours, share_kept
 
 
 class Ranking(NamedTuple):
@@ -24,23 +24,27 @@ def rank(
     query_clusters: ArrayLike,
     gallery: np.ndarray,
     gallery_clusters: ArrayLike,
+    centroids: ArrayLike,
     k: int,
 ) -> Ranking:
-    """Ranks the gallery for every query, in its cluster and exhaustively.
+    """Ranks the gallery for every query: in its cluster, and exhaustively on all devices.
 
     Args:
       queries: float32 [q, d] embeddings.
       query_clusters: int [q].
       gallery: float32 [n, d].
       gallery_clusters: int [n].
+      centroids: float32 [clusters, d].
       k: neighbours a query.
 
     Returns:
       `Ranking` of [q, k] NumPy arrays.
     """
+    index = cluster_index.group(gallery, gallery_clusters, centroids)
+    probed = np.asarray(query_clusters)[:, None]  # one cell a query: its own
     found = Ranking(
-        cluster=nearest_in_cluster(queries, query_clusters, gallery, gallery_clusters, k),
-        exhaustive=nearest(queries, gallery, k),
+        cluster=cluster_index.search_cells(index, queries, probed, k),
+        exhaustive=sharded.nearest(queries, gallery, k),
     )
     return jax.tree.map(np.asarray, found)
 

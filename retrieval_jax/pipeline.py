@@ -18,10 +18,10 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from retrieval_jax import config as configuration
-from retrieval_jax import devices, evaluation, provenance
+from retrieval_jax import devices, evaluation, provenance, sharded
 from retrieval_jax.data.images import ImageSet
 from retrieval_jax.data.split import Split, split
-from retrieval_jax.kmeans import KMeansResult, kmeans, predict
+from retrieval_jax.kmeans import KMeansResult, predict
 from retrieval_jax.models import AutoEncoder, unit_norm
 from retrieval_jax.progress import say
 from retrieval_jax.randomness import key_for
@@ -93,6 +93,7 @@ def run(config: ConfigDict, workdir: Path, arguments: list[str]) -> dict[str, An
                 clusters.queries,
                 embeddings.gallery,
                 clusters.gallery.labels,
+                clusters.gallery.centroids,
                 config.retrieval.neighbours,
             )
             _write_neighbours(workdir, parts, clusters, ranking)
@@ -206,7 +207,7 @@ def reconstruct_examples(
 
 def cluster(config: ConfigDict, embeddings: Embeddings) -> Clusters:
     """Groups the gallery by k-means and predicts the cluster of each query."""
-    result = kmeans(
+    result = sharded.kmeans(
         key_for(config.seed, "k-means"),
         embeddings.gallery,
         config.clustering.k,

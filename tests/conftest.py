@@ -1,4 +1,4 @@
-"""Tests run on four virtual CPU devices, so that nothing is right by having one device only."""
+"""Tests run on eight virtual CPU devices, so that nothing is right by having one device only."""
 
 import os
 import tempfile
@@ -13,4 +13,4 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
 import jax  # noqa: E402
 
 jax.config.update("jax_platforms", "cpu")
-jax.config.update("jax_num_cpu_devices", 4)
+jax.config.update("jax_num_cpu_devices", 8)

@@ -8,7 +8,7 @@ from retrieval_jax import devices
 
 
 def test_several_devices_are_there():
-    assert devices.count() == 4
+    assert devices.count() == 8
 
 
 @pytest.mark.parametrize("rows", [0, 1, 5, 8, 23])
@@ -23,17 +23,17 @@ def test_map_rows_equals_plain_numpy(rows, batch):
 
 
 def test_batches_are_shared_without_loss():
-    rows = np.arange(24).reshape(3, 8)
+    rows = np.arange(48).reshape(3, 16)
     shares = devices.share_batches(rows)
-    assert shares.shape == (4, 3, 2)
-    assert len(shares.sharding.device_set) == 4
+    assert shares.shape == (8, 3, 2)
+    assert len(shares.sharding.device_set) == 8
     np.testing.assert_array_equal(np.concatenate(list(shares), 1), rows)
 
 
 def test_copies_come_back_from_the_first_device():
     tree = {"a": np.arange(3), "b": [np.float32(2)]}
     copies = devices.on_every_device(tree)
-    assert copies["a"].shape == (4, 3)
+    assert copies["a"].shape == (8, 3)
     back = devices.from_first_device(copies)
     assert jax.tree.structure(back) == jax.tree.structure(tree)
     np.testing.assert_array_equal(back["a"], tree["a"])

@@ -10,21 +10,37 @@ import pytest
 import retrieval_jax
 
 PACKAGE = Path(retrieval_jax.__file__).parent
-NUMERIC = ["models", "losses", "objective", "kmeans", "ranking", "metrics", "augment", "randomness"]
+NUMERIC = [
+    "models",
+    "losses",
+    "objective",
+    "kmeans",
+    "ranking",
+    "metrics",
+    "augment",
+    "randomness",
+    "selection",
+    "cluster_index",
+    "cluster_scan",
+    "sorting_network",
+]
 
 # Each module may import from the layers before its own, and from its own.
 LAYERS = [
     {
         "errors",
         "distances",
+        "selection",
+        "sorting_network",
         "randomness",
         "progress",
         "provenance",
         "workdir",
-        "metrics",
         "augment",
     },
-    {"models", "losses", "kmeans", "ranking", "data", "devices"},
+    {"models", "losses", "kmeans", "ranking", "metrics", "data", "devices"},
+    {"cluster_index", "cluster_scan", "sharded"},
+    {"index_files"},
     {"objective", "evaluation"},
     {"training", "report"},
     {"config", "compare"},

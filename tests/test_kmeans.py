@@ -5,12 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import sklearn.cluster
+import sklearn.metrics
 from sklearn import datasets
 from sklearn.preprocessing import StandardScaler
 
-from retrieval_jax import kmeans as module
-from retrieval_jax.distances import moments
-from retrieval_jax.kmeans import kmeans, predict
+from retrieval_jax.kmeans import kmeans, predict, transform
 
 KEY = jax.random.key(0)
 
@@ -95,30 +94,6 @@ def test_stops_at_the_first_move_within_the_scaled_tolerance(tolerance):
     assert_consistent(points, result)
 
 
-def test_seeding_is_as_good_as_greedy_k_means_plus_plus():
-    points, k = datasets.load_digits().data.astype(np.float32), 10
-    points -= points.mean(0)
-    seed = jax.jit(lambda key: module._plus_plus(key, jnp.asarray(points), 0, k, 512))
-    ours = [seed(jax.random.key(i)) for i in range(30)]
-    theirs = [sklearn.cluster.kmeans_plusplus(points, k, random_state=i)[0] for i in range(30)]
-    for seeds in ours:
-        assert len({tuple(seed) for seed in np.asarray(seeds)} & {tuple(x) for x in points}) == k
-    potentials = [
-        np.mean([squared_distances(points, seeds).min(1).sum() for seeds in both])
-        for both in (ours, theirs)
-    ]
-    assert potentials[0] <= 1.02 * potentials[1]
-
-
-def test_draws_in_proportion_to_the_weights():
-    weights = np.array([0, 3, 0, 1, 0, 0, 0, 0, 0, 4, 2, 0], np.float32)
-    for block in (5, 12):
-        drawn = np.asarray(module._draw(KEY, weights, 20_000, block))
-        shares = np.bincount(drawn, minlength=12) / 20_000
-        assert (shares[weights == 0] == 0).all()
-        np.testing.assert_allclose(shares, weights / weights.sum(), atol=0.015)
-
-
 def test_an_offset_of_ten_thousand_changes_nothing():
     # Not seeded by k-means++: restarts that end alike are told apart by rounding alone.
     points, start = blobs(), blobs()[[3, 50, 90, 120, 201]]
@@ -156,14 +131,6 @@ def test_an_empty_cluster_is_reseeded_from_the_farthest_point():
     assert_consistent(points, result)
 
 
-def test_the_farthest_point_goes_to_the_first_empty_cluster():
-    points = np.array([[0], [1], [10], [50]], np.float32)
-    centroids = jnp.array([[500.0], [0.0], [600.0]])
-    empty = jnp.array([[True], [False], [True]])
-    moved = module._reseed(jnp.asarray(points), jnp.zeros(1), centroids, empty, chunk=3)
-    assert moved.tolist() == [[50.0], [0.0], [10.0]]
-
-
 def test_more_clusters_than_distinct_points_ends_with_empty_ones():
     points = np.repeat(np.array([[1.0, 2.0], [3.0, 5.0], [-4.0, 0.1]]), 7, axis=0)
     result = kmeans(KEY, points, 8, tolerance=0)
@@ -192,20 +159,6 @@ def test_as_many_clusters_as_points_and_one(n, k):
         np.testing.assert_allclose(result.centroids[0], points.mean(0), rtol=1e-5, atol=1e-6)
 
 
-def test_the_best_restart_is_kept():
-    points = np.random.default_rng(1).uniform(size=(203, 7)).astype(np.float32)  # no structure
-    centre, _ = moments(jnp.asarray(points), 203)
-    seed = jax.jit(lambda key: module._plus_plus(key, jnp.asarray(points), centre, 5, 203))
-    alone = [
-        float(kmeans(KEY, points, 5, initial_centroids=seed(key) + centre).inertia)
-        for key in jax.random.split(KEY, 10)
-    ]
-    best = min(range(10), key=lambda i: alone[i])
-    assert alone[best] < 0.995 * np.median(alone) and 0 < best < 9  # restarts differ
-    together = float(kmeans(KEY, points, 5, restarts=10).inertia)
-    assert together == pytest.approx(alone[best], rel=1e-4)
-
-
 def test_again_and_under_jit_and_vmap_equal():
     points = jnp.asarray(blobs())
     keys = jax.random.split(KEY, 3)
@@ -218,26 +171,88 @@ def test_again_and_under_jit_and_vmap_equal():
 
 
 def test_memory_holds_no_matrix_of_points_by_clusters_and_no_restarts():
-    n, k = 40_000, 100
+    n, k = 200_000, 300
     shape = jax.ShapeDtypeStruct((n, 16), jnp.float32)
     fit = jax.jit(lambda key, x: kmeans(key, x, k, restarts=10)).lower(KEY, shape).compile()
-    matrix, seeding = 4 * n * k, 4 * n * (3 + int(np.log(k)))
-    assert fit.memory_analysis().temp_size_in_bytes < min(matrix / 2, 3 * seeding)
+    per_point, chunk = 24 + int(np.log(k)), 3 * 2**21
+    assert fit.memory_analysis().temp_size_in_bytes < 4 * (per_point * n + chunk) < 4 * n * k / 3
 
 
-def test_moments_are_right_to_rounding_far_from_zero():
-    points = (1e4 + np.random.default_rng(0).normal(size=(200_001, 2)) * [1, 3]).astype(np.float32)
-    mean, variance = moments(jnp.asarray(points), 1000)
-    np.testing.assert_allclose(mean, points.mean(0, dtype=np.float64), atol=1.1e-3)
-    assert float(variance) == pytest.approx(points.var(0, dtype=np.float64).mean(), rel=1e-4)
+def test_weights_count_as_copies_do():
+    points = blobs(n=90)
+    copies = np.random.default_rng(4).integers(0, 4, 90)
+    start = points[[3, 50, 80]]
+    options = {"initial_centroids": start, "tolerance": 0, "max_iterations": 12}
+    weighted = kmeans(KEY, points, 3, weights=copies, **options)
+    copied = kmeans(KEY, np.repeat(points, copies, axis=0), 3, **options)
+    np.testing.assert_allclose(weighted.centroids, copied.centroids, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(weighted.history, copied.history, rtol=1e-5)
+    np.testing.assert_allclose(weighted.inertia, copied.inertia, rtol=1e-5)
+    np.testing.assert_array_equal(np.repeat(weighted.labels, copies), copied.labels)
+    theirs = sklearn.cluster.KMeans(3, init=start, n_init=1, tol=0, max_iter=12)
+    theirs.fit(points, sample_weight=copies)
+    assert float(weighted.inertia) == pytest.approx(theirs.inertia_, rel=1e-5)
 
 
-def test_both_ways_to_sum_the_clusters_agree():
-    rows = jnp.asarray(blobs(n=50))
-    labels = jnp.asarray(np.random.default_rng(0).integers(0, 5, 50))  # 4 is "nowhere"
-    expected = [rows[np.asarray(labels) == j].sum(0) for j in range(4)]
-    for sums in (module._scatter_sums, module._matmul_sums):
-        np.testing.assert_allclose(sums(rows, labels, 4), np.stack(expected), rtol=1e-5, atol=1e-5)
+@pytest.mark.parametrize("seeding", ["k-means++", "random"])
+def test_rows_without_weight_count_nowhere(seeding):
+    points = blobs(n=160)
+    real = np.arange(160) < 101
+    points[~real] = 1e4  # would be seeds, and the farthest points
+    result = kmeans(KEY, points, 9, weights=real, seeding=seeding)
+    assert (np.abs(np.asarray(result.centroids)) < 50).all()
+    assert_consistent(points[real], result._replace(labels=result.labels[real]))
+
+
+def test_spherical_groups_by_cosine():
+    rng = np.random.default_rng(3)
+    directions = rng.normal(size=(4, 9)) + 0.7
+    truth = rng.integers(0, 4, 300)
+    points = directions[truth] + 0.3 * rng.normal(size=(300, 9))
+    points = (points * rng.uniform(0.01, 100, (300, 1))).astype(np.float32)
+    result = kmeans(KEY, points, 4, spherical=True)
+    unit = points / np.linalg.norm(points, axis=1, keepdims=True)
+    np.testing.assert_allclose(np.linalg.norm(result.centroids, axis=1), 1, rtol=1e-6)
+    assert sklearn.metrics.adjusted_rand_score(truth, result.labels) > 0.95
+    cosines = unit.astype(np.float64) @ np.float64(result.centroids).T
+    np.testing.assert_array_equal(result.labels, cosines.argmax(1))
+    assert float(result.inertia) == pytest.approx(2 * (1 - cosines.max(1)).sum(), rel=1e-5)
+    history = np.asarray(result.history)[: int(result.iterations)]
+    assert (np.diff(history) <= 1e-5 * history[0]).all()
+    assert history[-1] == pytest.approx(float(result.inertia), rel=1e-5)
+    for j, centroid in enumerate(np.float64(result.centroids)):  # the mean direction of its points
+        mean = unit[np.asarray(result.labels) == j].mean(0)
+        np.testing.assert_allclose(centroid, mean / np.linalg.norm(mean), atol=2e-3)
+    np.testing.assert_array_equal(
+        predict(points, result.centroids, spherical=True), np.asarray(result.labels)
+    )
+
+
+def test_spherical_leaves_a_zero_point_as_it_is():
+    points = blobs(n=40)
+    points[7] = 0
+    result = kmeans(KEY, points, 3, spherical=True)
+    assert np.isfinite(result.centroids).all() and np.isfinite(float(result.inertia))
+    distances = transform(points, result.centroids, spherical=True)
+    np.testing.assert_allclose(distances[7], 1, rtol=1e-5)
+
+
+def test_bfloat16_points_are_clustered_as_their_float32_values():
+    points = jnp.asarray(blobs(), jnp.bfloat16)
+    start = points[jnp.array([3, 50, 90, 120, 201])]
+    half = kmeans(KEY, points, 5, initial_centroids=start)
+    full = kmeans(KEY, points.astype(jnp.float32), 5, initial_centroids=start)
+    assert half.centroids.dtype == jnp.float32
+    jax.tree.map(np.testing.assert_array_equal, half, full)
+    np.testing.assert_array_equal(predict(points, full.centroids), full.labels)
+
+
+def test_transform_equals_float64_distances_far_from_zero():
+    points = (1e4 + np.random.default_rng(0).normal(size=(57, 3))).astype(np.float32)
+    expected = np.sqrt(squared_distances(points, points[:6]))
+    for chunk in (None, 10):
+        found = transform(points, points[:6], chunk_size=chunk)
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
 def test_predict_takes_the_first_of_equal_centroids():
@@ -266,7 +281,12 @@ def test_predict_between_near_centroids_far_from_zero():
         ({"points": np.full((4, 2), 1e300)}, "finite in float32"),
         ({"restarts": 0}, "at least 1"),
         ({"max_iterations": 0}, "at least 1"),
-        ({"chunk_size": 0}, "at least 1"),
+        ({"chunk_size": 0}, "chunk_size must be at least 1"),
+        ({"seeding": "kmeans"}, "seeding must be 'k-means\\+\\+' or 'random'; it is 'kmeans'"),
+        ({"weights": np.ones(3)}, "weights must be one for each of the 4 points"),
+        ({"weights": np.array([1, 1, 1, -1])}, "weights must be finite and not negative"),
+        ({"weights": np.array([1, 1, 1, np.nan])}, "weights must be finite and not negative"),
+        ({"weights": np.array([1, 0, 0, 0])}, "fewer points have a weight above 0 than the 2"),
         ({"tolerance": -1.0}, "tolerance must not be negative"),
         ({"tolerance": np.nan}, "tolerance must not be negative"),
         ({"initial_centroids": np.zeros((3, 2))}, r"must have shape \(2, 2\), not \(3, 2\)"),

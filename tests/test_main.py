@@ -113,7 +113,7 @@ def test_everything_that_a_run_leaves(whole):
         "rank",
         "report",
     ]
-    assert results["provenance"]["device"]["count"] == 4
+    assert results["provenance"]["device"]["count"] == 8
     assert (
         results["provenance"]["data"]["fit"] + results["provenance"]["data"]["validation"] == 1707
     )
@@ -143,7 +143,7 @@ def test_event_files_say_what_the_json_says(whole):
 
 def test_killed_and_resumed_ends_with_the_same_numbers(whole, tmp_path):
     command = [sys.executable, "-m", "retrieval_jax.main", *arguments(tmp_path / "killed", *DIGITS)]
-    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "4", "JAX_PLATFORMS": "cpu"}
+    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "8", "JAX_PLATFORMS": "cpu"}
     run = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
     rows = tmp_path / "killed" / "metrics.jsonl"
     deadline = time.monotonic() + 300

@@ -205,13 +205,13 @@ def test_an_epoch_visits_every_image_once_in_a_new_order(tmp_path):
         return images
 
     fit = DataSet(
-        np.arange(8, dtype=np.uint8)[:, None, None, None] * np.ones((1, 4, 8, 2), np.uint8),
-        np.zeros(8, np.int32),
+        np.arange(16, dtype=np.uint8)[:, None, None, None] * np.ones((1, 4, 8, 2), np.uint8),
+        np.zeros(16, np.int32),
     )
-    train_in(tmp_path, recipe(epochs=2, batch_size=4, augment=watch), fit, data_set(0))
+    train_in(tmp_path, recipe(epochs=2, batch_size=8, augment=watch), fit, data_set(0))
     jax.effects_barrier()
     orders = np.rint(np.concatenate(seen)[:, 0, 0, 0] * 255).astype(int)
-    assert sorted(orders) == sorted([*range(8)] * 2)
+    assert sorted(orders) == sorted([*range(16)] * 2)
 
 
 @pytest.mark.parametrize("term", ["reconstruction", "classification"])

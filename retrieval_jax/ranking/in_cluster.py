@@ -1,75 +1,22 @@
-"""Exact nearest neighbours: the top k of a gallery by Euclidean distance, in tiles.
+"""The nearest neighbours inside the query's own cluster, by a gallery sorted by cluster.
 
 Candidates are selected by matrix products, in two stages (the minima of small groups of rows, then
 the rows of the best groups), and the distances of those few are then taken from differences.
-Queries may each have their own contiguous range of gallery rows, so that searching a cluster means
-sorting the gallery by cluster.
 """
 
 from functools import partial
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from retrieval_jax.distances import centre, matrix, over_chunks, scores
+from retrieval_jax.distances import centre, over_chunks, scores
+from retrieval_jax.ranking.neighbours import Neighbours, checked
+from retrieval_jax.selection import GROUP, smallest_columns
 
-# Rows whose minimum stands for them in the first stage: 16 float32 are a cache line.
-_GROUP = 16
 # Candidates beyond k: rounded products must not lose a neighbour that the differences would keep.
 _MARGIN = 16
-
-
-class Neighbours(NamedTuple):
-    """The gallery rows nearest to each query, nearest first.
-
-    Attributes:
-      indices: int32 [q, k], rows of the gallery; -1 where there are fewer than k.
-      distances: float32 [q, k], Euclidean; infinite where there are fewer than k.
-    """
-
-    indices: jax.Array
-    distances: jax.Array
-
-
-def nearest(
-    queries: ArrayLike,
-    gallery: ArrayLike,
-    k: int,
-    *,
-    query_chunk: int = 64,
-    gallery_chunk: int = 16384,
-) -> Neighbours:
-    """Finds the k gallery rows nearest to each query.
-
-    Equal distances are ordered by gallery index. Both are centred by the mean of the gallery, so a
-    common offset does no harm, and a query that is a row of the gallery has distance 0 to it.
-    Besides the arrays it needs memory for gallery_chunk × (query_chunk + d) and (q +
-    query_chunk × d) × (k + 16) floats, a few times over.
-
-    Args:
-      queries: [q, d], converted to float32.
-      gallery: [n, d], converted to float32.
-      k: neighbours a query, ≥ 1; it may exceed n.
-      query_chunk: queries in a tile.
-      gallery_chunk: gallery rows in a tile.
-
-    Returns:
-      `Neighbours`.
-
-    Raises:
-      ValueError: arrays that are empty, not two-dimensional, differ in d, or (where they are
-        concrete, not traced by an outer jit) hold NaN or infinite values; k or a chunk below 1.
-
-    Example:
-      >>> found = nearest([[0.0, 0.0]], [[3.0, 4.0], [0.0, 1.0], [1.0, 0.0]], k=2)
-      >>> found.indices.tolist(), found.distances.tolist()
-      ([[1, 2]], [[1.0, 1.0]])
-    """
-    queries, gallery = _checked(queries, gallery, k, query_chunk, gallery_chunk)
-    return _nearest(queries, gallery, k, query_chunk, gallery_chunk)
 
 
 def nearest_in_cluster(
@@ -108,58 +55,12 @@ def nearest_in_cluster(
       >>> nearest_in_cluster([[0.9]], [7], gallery, [7, 8, 8, 7], k=3).indices.tolist()
       [[0, 3, -1]]
     """
-    queries, gallery = _checked(queries, gallery, k, query_chunk, gallery_chunk)
+    queries, gallery = checked(queries, gallery, k, query_chunk, gallery_chunk)
     query_labels = _labels(query_labels, len(queries), "query_labels")
     gallery_labels = _labels(gallery_labels, len(gallery), "gallery_labels")
     return _nearest_in_cluster(
         queries, query_labels, gallery, gallery_labels, k, query_chunk, gallery_chunk
     )
-
-
-def share_kept(exhaustive: Neighbours, restricted: Neighbours, k: int) -> jax.Array:
-    """The mean share of the true k neighbours that a restricted search has among its first k.
-
-    Also known as recall@k of an approximate search. Where the exhaustive search has fewer than k
-    neighbours the share is of those.
-
-    Args:
-      exhaustive: of `nearest`, with at least k columns.
-      restricted: of a search that may miss some, for the same queries, with at least k columns.
-      k: columns to compare.
-
-    Returns:
-      float32 scalar in [0, 1].
-
-    Raises:
-      ValueError: different numbers of queries, or k outside the columns of either.
-
-    Example:
-      >>> truth = nearest([[0.0]], [[0.0], [1.0], [2.0]], k=2)
-      >>> found = nearest_in_cluster([[0.0]], [0], [[0.0], [1.0], [2.0]], [0, 1, 0], k=2)
-      >>> float(share_kept(truth, found, k=2))
-      0.5
-    """
-    true, found = jnp.asarray(exhaustive.indices), jnp.asarray(restricted.indices)
-    if len(true) != len(found):
-        raise ValueError(f"the searches are of {len(true)} and {len(found)} queries, not the same.")
-    if not 1 <= k <= min(true.shape[1], found.shape[1]):
-        raise ValueError(
-            f"k must be in 1..{min(true.shape[1], found.shape[1])}, the columns found; it is {k}."
-        )
-    true, found = true[:, :k], found[:, :k]
-    kept = (true[:, :, None] == found[:, None, :]).any(2) & (true >= 0)
-    return (kept.sum(1) / (true >= 0).sum(1)).mean()
-
-
-def _checked(queries, gallery, k, query_chunk, gallery_chunk) -> tuple[jax.Array, jax.Array]:
-    queries, gallery = matrix(queries, "queries"), matrix(gallery, "gallery")
-    if queries.shape[1] != gallery.shape[1]:
-        raise ValueError(
-            f"queries have {queries.shape[1]} features, but the gallery has {gallery.shape[1]}."
-        )
-    if min(k, query_chunk, gallery_chunk) < 1:
-        raise ValueError("k, query_chunk and gallery_chunk must be at least 1.")
-    return queries, gallery
 
 
 def _labels(labels: ArrayLike, count: int, name: str) -> jax.Array:
@@ -169,14 +70,6 @@ def _labels(labels: ArrayLike, count: int, name: str) -> jax.Array:
             f"{name} must be {count} integers; they are {labels.dtype} of shape {labels.shape}."
         )
     return labels
-
-
-@partial(jax.jit, static_argnums=(2, 3, 4))
-def _nearest(queries, gallery, k, query_chunk, gallery_chunk) -> Neighbours:
-    begin = jnp.zeros(len(queries), jnp.int32)
-    end = jnp.full(len(queries), len(gallery), jnp.int32)
-    candidates = _candidates(queries, begin, end, gallery, k, query_chunk, gallery_chunk)
-    return _exact(queries, gallery, candidates, k, query_chunk)
 
 
 @partial(jax.jit, static_argnums=(4, 5, 6))
@@ -201,7 +94,7 @@ def _candidates(queries, begin, end, gallery, k, query_chunk, gallery_chunk) -> 
     """Positions [q, k + margin] of the best scores in gallery rows begin..end; -1 for none."""
     count, n = len(queries), len(gallery)
     chunk = min(query_chunk, count)
-    tile = -(-min(gallery_chunk, n) // _GROUP) * _GROUP
+    tile = -(-min(gallery_chunk, n) // GROUP) * GROUP
     origin = centre(gallery, min(gallery_chunk, n))
     # Only a gallery smaller than one tile is ever copied; no query's range holds the rows added.
     gallery = jnp.pad(gallery, ((0, max(0, tile - n)), (0, 0)))
@@ -218,7 +111,7 @@ def _candidates(queries, begin, end, gallery, k, query_chunk, gallery_chunk) -> 
             def merged():
                 inside = (positions[:, None] >= first) & (positions[:, None] < last)
                 here = jnp.where(inside, scores(queries - origin, rows), jnp.inf)
-                values, order = _smallest_columns(here, min(k + _MARGIN, tile))
+                values, order = smallest_columns(here, min(k + _MARGIN, tile))
                 values = jnp.concatenate([old[0], values], 1)
                 order = jnp.concatenate([old[1], start + order], 1)
                 values, best = _smallest(values, old[0].shape[1])
@@ -238,22 +131,6 @@ def _candidates(queries, begin, end, gallery, k, query_chunk, gallery_chunk) -> 
     none = jnp.full(shape, jnp.inf, jnp.float32), jnp.full(shape, -1, jnp.int32)
     values, positions = over_chunks(gallery, tile, search_tile, none)
     return jnp.where(jnp.isfinite(values), positions, -1)
-
-
-def _smallest_columns(values: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
-    """The k smallest of each column of [n, c], n a multiple of the group: values and rows [c, k].
-
-    The k smallest lie in the k groups of smallest minimum: of equal ones the first, for groups are
-    contiguous.
-    """
-    n, c = values.shape
-    groups = values.reshape(n // _GROUP, _GROUP, c)
-    _, best = _smallest(groups.min(1).T, min(k, len(groups)))
-    best = jnp.sort(best, axis=1)  # so that position in the flattened groups is order of row
-    inside = groups[best, :, jnp.arange(c)[:, None]].reshape(c, -1)
-    smallest, order = _smallest(inside, k)
-    rows = jnp.take_along_axis(best, order // _GROUP, 1) * _GROUP + order % _GROUP
-    return smallest, rows
 
 
 def _smallest(values: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:

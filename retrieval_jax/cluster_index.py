@@ -1,0 +1,264 @@
+"""An index over clusters (inverted file): the gallery grouped by k-means cell, few cells searched.
+
+Only the `probes` cells whose centroids are nearest to a query are searched; inside them the search
+is exact.
+One device holds the index: for a gallery spread over several there is the exhaustive search.
+
+References:
+  J. Sivic and A. Zisserman, "Video Google: a text retrieval approach to object matching in videos",
+  ICCV 2003 (inverted file).
+  H. Jégou, M. Douze and C. Schmid, "Product quantization for nearest neighbor search", IEEE TPAMI,
+  2011 (probing several cells).
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.typing import ArrayLike
+
+from retrieval_jax.cluster_scan import scan
+from retrieval_jax.distances import centre, matrix, over_chunks, scores
+from retrieval_jax.kmeans import kmeans, predict
+from retrieval_jax.ranking import Neighbours
+
+
+class ClusterIndex(NamedTuple):
+    """A gallery grouped by cell; made by `group` or `build`, searched by `search`.
+
+    Rows are held less `origin`, so that a common offset costs no precision.
+
+    Attributes:
+      centroids: float32 [cells, d], in the coordinates of the gallery.
+      origin: float32 [d].
+      rows: float32 [n, d], gallery rows less the origin; a cell's rows follow one another in order
+        of gallery index.
+      squares: float32 [n], squared lengths of `rows`.
+      indices: int32 [n], the gallery index of each of `rows`.
+      offsets: int32 [cells + 1]; cell c holds rows offsets[c] to offsets[c + 1].
+    """
+
+    centroids: jax.Array
+    origin: jax.Array
+    rows: jax.Array
+    squares: jax.Array
+    indices: jax.Array
+    offsets: jax.Array
+
+
+def build(
+    key: jax.Array, gallery: ArrayLike, cells: int, *, max_iterations: int = 25
+) -> ClusterIndex:
+    """Groups a gallery by a k-means of its own, with one seeding.
+
+    For other k-means settings call `kmeans` and `group`.
+
+    Args:
+      key: JAX random key of the seeding.
+      gallery: [n, d], converted to float32. For cosine order give unit vectors, to `search` too:
+        between them a smaller Euclidean distance is a larger cosine.
+      cells: number of cells, 1 ≤ cells ≤ n; √n to 4 √n is usual.
+      max_iterations: of k-means; the search is exact in its cells however good they are.
+
+    Returns:
+      `ClusterIndex`.
+
+    Raises:
+      ValueError: as `kmeans`.
+
+    Example:
+      >>> gallery = [[0.0], [9.0], [1.0], [8.0]]
+      >>> build(jax.random.key(0), gallery, cells=2).offsets.tolist()
+      [0, 2, 4]
+    """
+    gallery = matrix(gallery, "gallery")
+    found = kmeans(key, gallery, cells, restarts=1, max_iterations=max_iterations)
+    return _grouped(gallery, found.labels, found.centroids)
+
+
+def group(gallery: ArrayLike, labels: ArrayLike, centroids: ArrayLike) -> ClusterIndex:
+    """Groups a gallery by cells that are known already.
+
+    Args:
+      gallery: [n, d], converted to float32; unit vectors for cosine order, as in `build`.
+      labels: int [n], the cell of each row, 0 ≤ label < cells. It need not be the nearest, but what
+        is searched depends on it. Cells may be empty.
+      centroids: [cells, d], converted to float32.
+
+    Returns:
+      `ClusterIndex`.
+
+    Raises:
+      ValueError: arrays of the wrong shape, dtype or (where they are concrete, not traced by an
+        outer jit) range; values that are NaN or infinite.
+
+    Example:
+      >>> index = group([[0.0], [9.0], [1.0]], [0, 1, 0], [[0.5], [9.0]])
+      >>> index.indices.tolist(), index.offsets.tolist()
+      ([0, 2, 1], [0, 2, 3])
+    """
+    gallery, centroids = matrix(gallery, "gallery"), matrix(centroids, "centroids")
+    _same_features(gallery, "gallery", centroids)
+    labels = _cells(labels, (len(gallery),), len(centroids), "labels")
+    return _grouped(gallery, labels, centroids)
+
+
+def add(index: ClusterIndex, rows: ArrayLike) -> ClusterIndex:
+    """Returns an index with more rows, each in the cell of its nearest centroid.
+
+    Their gallery indices go on from the largest. The centroids stay, so the index is the one that
+    `group` makes of all rows. It costs a copy of the whole index, n + m rows: add many at a time.
+
+    Args:
+      index: `ClusterIndex` of n rows.
+      rows: [m, d], converted to float32.
+
+    Returns:
+      `ClusterIndex` of n + m rows.
+
+    Raises:
+      ValueError: rows of the wrong shape, or NaN or infinite.
+
+    Example:
+      >>> index = group([[0.0], [9.0], [1.0]], [0, 1, 0], [[0.5], [9.0]])
+      >>> add(index, [[0.7]]).indices.tolist()
+      [0, 2, 3, 1]
+    """
+    rows = matrix(rows, "rows")
+    _same_features(rows, "rows", index.centroids)
+    return _added(index, rows, predict(rows, index.centroids))
+
+
+def search(index: ClusterIndex, queries: ArrayLike, k: int, *, probes: int) -> Neighbours:
+    """Finds the k nearest rows of the `probes` cells nearest to each query.
+
+    Exact inside those cells: distances are from differences, equal ones ordered by gallery index.
+    probes = cells is the exhaustive search. It can be jitted (k and probes static). Besides the
+    arrays it needs memory for 2²⁴ scores (64 MB), or those of one query if they are more, a few
+    times over, and q × (2 k + probes + d) numbers, whatever n.
+
+    Args:
+      index: `ClusterIndex`.
+      queries: [q, d], converted to float32.
+      k: neighbours a query, ≥ 1.
+      probes: cells a query, 1 ≤ probes ≤ cells; of equally near centroids the first are searched.
+
+    Returns:
+      `Neighbours`: gallery indices and Euclidean distances, -1 and infinity where the cells hold
+      fewer than k rows.
+
+    Raises:
+      ValueError: queries of the wrong shape, or NaN or infinite; k or probes out of range.
+
+    Example:
+      >>> index = group([[0.0], [9.0], [1.0]], [0, 1, 0], [[0.5], [9.0]])
+      >>> found = search(index, [[1.5]], k=3, probes=1)
+      >>> found.indices.tolist(), found.distances.tolist()
+      ([[2, 0, -1]], [[0.5, 1.5, inf]])
+    """
+    queries = matrix(queries, "queries")
+    _same_features(queries, "queries", index.centroids)
+    cells = len(index.centroids)
+    if not 1 <= probes <= cells:
+        raise ValueError(f"probes must be between 1 and the number of cells, {cells}; is {probes}.")
+    return search_cells(index, queries, _nearest_cells(index, queries, probes), k)
+
+
+def search_cells(index: ClusterIndex, queries: ArrayLike, cells: ArrayLike, k: int) -> Neighbours:
+    """As `search`, in cells that are given.
+
+    Args:
+      index: `ClusterIndex`.
+      queries: [q, d], converted to float32.
+      cells: int [q, probes], the cells to search for each query, none twice.
+      k: neighbours a query, ≥ 1.
+
+    Returns:
+      `Neighbours`.
+
+    Raises:
+      ValueError: queries of the wrong shape, or NaN or infinite; cells of the wrong shape, dtype or
+        (where they are concrete) range, or repeated; k below 1.
+
+    Example:
+      >>> index = group([[0.0], [9.0], [1.0]], [0, 1, 0], [[0.5], [9.0]])
+      >>> search_cells(index, [[1.5]], [[1]], k=1).indices.tolist()
+      [[1]]
+    """
+    queries = matrix(queries, "queries")
+    _same_features(queries, "queries", index.centroids)
+    cells = jnp.asarray(cells)
+    if cells.ndim != 2 or len(cells) != len(queries) or cells.shape[1] < 1:
+        raise ValueError(f"cells must have a row for each query; their shape is {cells.shape}.")
+    cells = _cells(cells, cells.shape, len(index.centroids), "cells")
+    ordered = jnp.sort(cells, 1)
+    if not isinstance(cells, jax.core.Tracer) and bool((ordered[:, 1:] == ordered[:, :-1]).any()):
+        raise ValueError("cells must name no cell twice for the same query.")
+    if k < 1:
+        raise ValueError(f"k must be at least 1; it is {k}.")
+    return scan(index, queries, cells, k)
+
+
+def _same_features(rows: jax.Array, name: str, centroids: jax.Array) -> None:
+    if rows.shape[1] != centroids.shape[1]:
+        raise ValueError(
+            f"{name} have {rows.shape[1]} features, but centroids have {centroids.shape[1]}."
+        )
+
+
+def _cells(values: ArrayLike, shape: tuple[int, ...], cells: int, name: str) -> jax.Array:
+    values = jnp.asarray(values)
+    if values.shape != shape or not jnp.issubdtype(values.dtype, jnp.integer):
+        raise ValueError(
+            f"{name} must be integers of shape {shape}; they are {values.dtype} {values.shape}."
+        )
+    if not isinstance(values, jax.core.Tracer) and bool(((values < 0) | (values >= cells)).any()):
+        raise ValueError(f"{name} must be in 0..{cells - 1}, the centroids there are.")
+    return values.astype(jnp.int32)
+
+
+@jax.jit
+def _grouped(gallery, labels, centroids) -> ClusterIndex:
+    # Of the centroids, not of the gallery, so that it stays when rows are added.
+    origin = centre(centroids, len(centroids))
+    return _sorted(gallery - origin, jnp.arange(len(gallery)), labels, centroids, origin)
+
+
+@jax.jit
+def _added(index: ClusterIndex, rows, labels) -> ClusterIndex:
+    n = len(index.rows)
+    old = jnp.searchsorted(index.offsets, jnp.arange(n), side="right") - 1
+    return _sorted(
+        jnp.concatenate([index.rows, rows - index.origin]),
+        jnp.concatenate([index.indices, n + jnp.arange(len(rows))]),
+        jnp.concatenate([old, labels]),
+        index.centroids,
+        index.origin,
+    )
+
+
+def _sorted(rows, indices, labels, centroids, origin) -> ClusterIndex:
+    order = jnp.argsort(labels, stable=True)
+    rows = rows[order]
+    return ClusterIndex(
+        centroids=centroids,
+        origin=origin,
+        rows=rows,
+        squares=(rows**2).sum(1),
+        indices=indices[order].astype(jnp.int32),
+        offsets=jnp.searchsorted(labels[order], jnp.arange(len(centroids) + 1)).astype(jnp.int32),
+    )
+
+
+@partial(jax.jit, static_argnums=2)
+def _nearest_cells(index: ClusterIndex, queries, probes) -> jax.Array:
+    centroids = index.centroids - index.origin
+
+    def fill(out, start, rows, _):
+        near = lax.top_k(-scores(rows - index.origin, centroids).T, probes)[1]
+        return lax.dynamic_update_slice_in_dim(out, near, start, 0)
+
+    out = jnp.zeros((len(queries), probes), jnp.int32)
+    return over_chunks(queries, min(len(queries), 1024), fill, out)

@@ -1,0 +1,255 @@
+"""Lloyd's algorithm on a whole set of points.
+
+The points are read in chunks of rows, centred by their mean on the way, so neither an [n, k] matrix
+nor a second copy of the points is ever in memory. Every chunk yields statistics that add up over
+chunks and devices; every restart replaces the best one so far only when its inertia is lower.
+
+References:
+  S. Lloyd, "Least squares quantization in PCM", IEEE Trans. Information Theory, 1982.
+  I. Dhillon and D. Modha, "Concept decompositions for large sparse text data using clustering",
+    Machine Learning, 2001 (the spherical kind).
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.typing import ArrayLike
+
+from retrieval_jax.distances import matrix
+from retrieval_jax.kmeans.assignment import assign_all, chunk_rows
+from retrieval_jax.kmeans.passes import Statistics, dense_passes, move
+from retrieval_jax.kmeans.points import Points, check_weights, moments, unit
+from retrieval_jax.kmeans.pruning import pruned_passes
+from retrieval_jax.kmeans.seeding import many_seeds, plus_plus, random_points
+
+
+class KMeansResult(NamedTuple):
+    """What `kmeans` found.
+
+    Attributes:
+      centroids: float32 [k, d], in the coordinates of the points; unit vectors when spherical.
+      labels: int32 [n], the cluster of each point: exactly `predict(points, centroids)`.
+      inertia: float32 scalar, the weighted sum of squared distances of the points to their
+        centroids.
+      iterations: int32 scalar, how often the centroids were moved.
+      converged: bool scalar, whether the last move was within the tolerance.
+      history: float32 [max_iterations], the inertia after each iteration, NaN after the last.
+    """
+
+    centroids: jax.Array
+    labels: jax.Array
+    inertia: jax.Array
+    iterations: jax.Array
+    converged: jax.Array
+    history: jax.Array
+
+
+class _Run(NamedTuple):
+    """One restart of Lloyd's algorithm: the state of its loop and its result."""
+
+    centroids: jax.Array  # prepared as the points are
+    inertia: jax.Array
+    iterations: jax.Array
+    converged: jax.Array
+    history: jax.Array
+
+
+def kmeans(
+    key: jax.Array,
+    points: ArrayLike,
+    k: int,
+    *,
+    weights: ArrayLike | None = None,
+    restarts: int = 10,
+    max_iterations: int = 300,
+    tolerance: float = 1e-4,
+    seeding: Literal["k-means++", "random"] = "k-means++",
+    initial_centroids: ArrayLike | None = None,
+    spherical: bool = False,
+    chunk_size: int | None = None,
+    axis_name: str | None = None,
+) -> KMeansResult:
+    """Groups points into k clusters of low inertia.
+
+    Each restart is seeded and iterated until the centroids move, in squared distance summed over
+    the clusters, by at most `tolerance` times the mean variance of the features; the restart with
+    the lowest inertia is returned. It can be jitted (all but the arrays and the tolerance static),
+    vmapped over keys, and run under shard_map or pmap. The same key gives the same result.
+
+    Memory besides the points, whatever the number of restarts: a few times chunk_size × (k + d)
+    floats, and n × (24 + ⌊ln k⌋), or n × 50 for k < 64, whose seedings share passes.
+
+    A cluster that loses all its points is reseeded with the point farthest from its centroid
+    (several: the farthest points in turn). With fewer distinct points than k it still
+    converges: the surplus clusters stay empty, their centroids on points of another cluster.
+
+    Under shard_map or pmap each device holds its own rows of points and weights, and gets the
+    labels of these; all else is the same on every device. Where the shards hold whole blocks of 128
+    rows, centroids agree with one device's to float32 rounding: the seeds are those it would draw,
+    and only the order of sums differs. Fill ragged shards with rows of weight 0.
+
+    Args:
+      key: JAX random key of the seeding; under a mapped axis the same on every device.
+      points: [n, d], finite; bfloat16 is converted to float32 a chunk at a time, all else at once.
+        Any offset is removed before distances are taken.
+      k: number of clusters, 1 ≤ k ≤ n.
+      weights: [n], ≥ 0, how much each point counts; None for 1 each. Rows of weight 0 (a mask of
+        padded rows) are labelled, but count nowhere.
+      restarts: number of seedings tried; without meaning when `initial_centroids` are given.
+      max_iterations: most moves of the centroids in one restart.
+      tolerance: relative to the mean variance of the features, as scikit-learn scales it; 0 goes on
+        until the centroids stand still.
+      seeding: greedy k-means++ with 2 + ⌊ln k⌋ candidates a centroid, or k random points.
+      initial_centroids: [k, d] to start from, in place of seeding and restarts.
+      spherical: groups by cosine: points are scaled to unit length (a zero point stays zero, as far
+        from every centroid) and so are the centroids. The inertia is then twice the sum of
+        1 - cosine.
+      chunk_size: rows of points in a chunk; it bounds memory, results agree up to float32 rounding.
+        None for about 8 MiB of distances.
+      axis_name: the mapped axis whose devices share the points.
+
+    Returns:
+      A `KMeansResult`.
+
+    Raises:
+      ValueError: a shape, count or tolerance out of range, or, where the arrays are concrete (not
+        traced by an outer jit), values that are NaN or infinite in float32, negative weights, or
+        fewer points of positive weight than k.
+
+    Example:
+      >>> import jax
+      >>> points = [[0.0, 0.0], [0.0, 1.0], [9.0, 8.0], [9.0, 9.0]]
+      >>> result = kmeans(jax.random.key(0), points, k=2)
+      >>> float(result.inertia), bool(result.converged)
+      (1.0, True)
+      >>> sorted(result.centroids.tolist())
+      [[0.0, 0.5], [9.0, 8.5]]
+    """
+    points = matrix(points, "points")
+    n, d = points.shape
+    whole = n if axis_name is None else n * lax.axis_size(axis_name)
+    if not 1 <= k <= whole:
+        raise ValueError(f"k must be between 1 and the number of points, {whole}; it is {k}.")
+    if min(restarts, max_iterations) < 1:
+        raise ValueError("restarts and max_iterations must be at least 1.")
+    if not isinstance(tolerance, jax.core.Tracer) and not tolerance >= 0:
+        raise ValueError(f"tolerance must not be negative; it is {tolerance}.")
+    if seeding not in ("k-means++", "random"):
+        raise ValueError(f"seeding must be 'k-means++' or 'random'; it is {seeding!r}.")
+    if initial_centroids is not None:
+        initial_centroids = matrix(initial_centroids, "initial_centroids").astype(jnp.float32)
+        if initial_centroids.shape != (k, d):
+            raise ValueError(
+                f"initial_centroids must have shape ({k}, {d}), not {initial_centroids.shape}."
+            )
+    return _kmeans(
+        key,
+        points,
+        check_weights(weights, n, k),
+        initial_centroids,
+        tolerance,
+        k=k,
+        restarts=restarts,
+        max_iterations=max_iterations,
+        seed=plus_plus if seeding == "k-means++" else random_points,
+        spherical=spherical,
+        chunk=chunk_rows(chunk_size, n, k),
+        axis_name=axis_name,
+    )
+
+
+@partial(
+    jax.jit,
+    static_argnames=(
+        "k",
+        "restarts",
+        "max_iterations",
+        "seed",
+        "spherical",
+        "chunk",
+        "axis_name",
+    ),
+)
+def _kmeans(
+    key,
+    points,
+    weights,
+    initial,
+    tolerance,
+    *,
+    k,
+    restarts,
+    max_iterations,
+    seed,
+    spherical,
+    chunk,
+    axis_name,
+) -> KMeansResult:
+    zero = jnp.zeros(points.shape[1], jnp.float32)
+    data = Points(points, weights, zero, chunk, spherical, axis_name)
+    centre, variance, _ = moments(data)
+    data = data._replace(centre=centre)
+
+    if initial is None:
+        seeds = many_seeds(seed, data, key, k, restarts)
+    else:
+        seeds = ((unit(initial) if spherical else initial) - centre)[None]
+
+    def best_run(passes: Callable) -> _Run:
+        lloyd = partial(_lloyd, data, passes(data, k), tolerance * variance, max_iterations)
+
+        def restart(best: _Run, centroids: jax.Array) -> tuple[_Run, None]:
+            run = lloyd(centroids)
+            keep = best.inertia <= run.inertia
+            return jax.tree.map(partial(jnp.where, keep), best, run), None
+
+        shapes = jax.eval_shape(lloyd, seeds[0])
+        none = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+        none = none._replace(inertia=jnp.float32(jnp.nan))  # loses every comparison
+        return lax.scan(restart, none, seeds)[0]
+
+    # On a CPU skipping distances pays; elsewhere gathering the rows left over would cost more.
+    best = lax.platform_dependent(
+        cpu=lambda: best_run(pruned_passes), default=lambda: best_run(dense_passes)
+    )
+    # Adding the centre rounds: label by what is returned, so that predict agrees bit for bit.
+    centroids = best.centroids + centre
+    labels, distances = assign_all(points, centroids, chunk, spherical)
+    inertia = data.total((weights * distances).sum())
+    return KMeansResult(centroids, labels, inertia, best.iterations, best.converged, best.history)
+
+
+class _Loop(NamedTuple):
+    run: _Run
+    before: jax.Array  # the centroids before the last move
+    statistics: Statistics  # of the centroids before
+    finished: jax.Array
+
+
+def _lloyd(points, passes, tolerance, max_iterations, centroids) -> _Run:
+    """Moves prepared centroids [k, d] until they stand still, then finds their inertia."""
+
+    def iterate(loop: _Loop) -> _Loop:
+        run = loop.run
+        statistics = passes.next(run.centroids, loop.before, loop.statistics)
+        finished = run.converged | (run.iterations == max_iterations)
+        moved = jnp.where(finished, run.centroids, move(points, run.centroids, statistics))
+        after = jnp.where(run.iterations > 0, run.iterations - 1, max_iterations)  # at first none
+        new = _Run(
+            centroids=moved,
+            inertia=statistics.inertia,
+            iterations=run.iterations + ~finished,
+            converged=run.converged
+            | (~finished & (((moved - run.centroids) ** 2).sum() <= tolerance)),
+            history=run.history.at[after].set(statistics.inertia, mode="drop"),
+        )
+        return _Loop(new, run.centroids, statistics, finished)
+
+    history = jnp.full(max_iterations, jnp.nan, jnp.float32)
+    run = _Run(centroids, jnp.float32(0), jnp.int32(0), jnp.bool_(False), history)
+    start = _Loop(run, centroids, passes.start, jnp.bool_(False))
+    return lax.while_loop(lambda loop: ~loop.finished, iterate, start).run

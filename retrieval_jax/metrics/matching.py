@@ -1,0 +1,119 @@
+"""Scores of a clustering that gives each cluster a class, of a contingency table.
+
+References:
+  H. W. Kuhn, "The Hungarian method for the assignment problem", Naval Research Logistics, 1955.
+  R. Jonker and A. Volgenant, "A shortest augmenting path algorithm for dense and sparse linear
+    assignment problems", Computing, 1987.
+  C. Manning, P. Raghavan and H. Schütze, "Introduction to Information Retrieval", chapter 16, 2008.
+"""
+
+import numpy as np
+
+from retrieval_jax.metrics.contingency import counted
+
+
+def purity(table: np.ndarray) -> float:
+    """The share of points that are of the commonest class of their cluster.
+
+    1 where each point is alone in its cluster: it says nothing where there are many clusters.
+
+    Args:
+      table: int [c, k], of `contingency_table`.
+
+    Returns:
+      In (0, 1]: one division of exact integers.
+
+    Raises:
+      ValueError: a table without points.
+
+    Example:
+      >>> from retrieval_jax.metrics import contingency_table
+      >>> purity(contingency_table([0, 0, 1, 1], [0, 1, 1, 1]))
+      0.75
+    """
+    table, n = counted(table)
+    return int(table.max(0).sum()) / n
+
+
+def clustering_accuracy(table: np.ndarray) -> float:
+    """The share of points whose cluster is matched to their class, by the best matching there is.
+
+    Each cluster is matched to one class at most, and each class to one cluster: the points of a
+    cluster beyond the number of classes are wrong. Also known as unsupervised accuracy.
+
+    Args:
+      table: int [c, k], of `contingency_table`.
+
+    Returns:
+      In (0, 1]: one division of exact integers.
+
+    Raises:
+      ValueError: a table without points.
+
+    Example:
+      >>> from retrieval_jax.metrics import contingency_table
+      >>> clustering_accuracy(contingency_table([0, 0, 1, 1], [1, 1, 1, 0]))
+      0.75
+    """
+    table, n = counted(table)
+    return int(table[optimal_matching(table)].sum()) / n
+
+
+def optimal_matching(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Matches classes to clusters one to one so that the most points are in matched ones.
+
+    Time grows with c · k · min(c, k).
+
+    Args:
+      table: int [c, k], of `contingency_table`.
+
+    Returns:
+      classes, clusters: int64 [min(c, k)], classes ascending; `table[classes, clusters]` are the
+      points of the pairs.
+
+    Raises:
+      ValueError: a table without points.
+
+    Example:
+      >>> classes, clusters = optimal_matching([[1, 5, 0], [6, 7, 0]])
+      >>> classes.tolist(), clusters.tolist()
+      ([0, 1], [1, 0])
+    """
+    table, _ = counted(table)
+    if len(table) <= table.shape[1]:
+        return np.arange(len(table)), _cheapest(-table)
+    classes = _cheapest(-table.T)
+    order = np.argsort(classes)
+    return classes[order], order
+
+
+def _cheapest(cost: np.ndarray) -> np.ndarray:
+    """The column [r] of each row of integer costs [r, c], r ≤ c, of the least sum.
+
+    Rows join one by one: a shortest path over reduced costs, of which no cell is below 0 and no
+    matched one above, frees a column for each and moves the rows met on the way.
+    """
+    rows, columns = cost.shape
+    column_of, row_of = np.full(rows, -1), np.full(columns, -1)
+    row_price, column_price = np.zeros(rows, np.int64), np.zeros(columns, np.int64)
+    unreached = np.iinfo(np.int64).max
+    for row in range(rows):
+        distance = np.full(columns, unreached)
+        before, final = np.empty(columns, np.int64), np.zeros(columns, bool)
+        here, length = row, 0
+        while here >= 0:
+            through = length + cost[here] - row_price[here] - column_price
+            shorter = through < distance
+            distance[shorter], before[shorter] = through[shorter], here
+            column = np.where(final, unreached, distance).argmin()
+            length, here = distance[column], row_of[column]
+            final[column] = True
+        met = final & (row_of >= 0)
+        row_price[row] += length
+        row_price[row_of[met]] += length - distance[met]
+        column_price[met] -= length - distance[met]
+        while here != row:
+            here = before[column]
+            row_of[column] = here
+            column_of[here], column = column, column_of[here]
+    return column_of

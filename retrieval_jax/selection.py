@@ -1,0 +1,163 @@
+"""The smallest few of long columns without sorting them: what ranking and its index share.
+
+Values lie along axis 0 and the searches side by side along axis 1, where a CPU reads whole vectors
+of them. Everything runs under jit and vmap.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+# Rows whose minimum stands for them: 16 float32 are a cache line.
+GROUP = 16
+
+
+def smallest_columns(values: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
+    """The k smallest of each column, ascending, of equal ones the first row first.
+
+    The k smallest lie in the k groups of `GROUP` rows that have the smallest minima (of equal ones
+    the first, for groups are contiguous), so that only the minima and those groups are sorted.
+
+    Args:
+      values: float32 [n, c], n a multiple of `GROUP`, without NaN.
+      k: 1 ≤ k ≤ n.
+
+    Returns:
+      The values [c, k] and their rows, int32 [c, k].
+
+    Raises:
+      ValueError: n is no multiple of `GROUP`, or k is out of range.
+
+    Example:
+      >>> values, rows = smallest_columns(jnp.arange(32.0)[::-1, None] % 8, k=3)
+      >>> values.tolist(), rows.tolist()
+      ([[0.0, 0.0, 0.0]], [[7, 15, 23]])
+    """
+    n, c = values.shape
+    if n % GROUP or not 1 <= k <= n:
+        raise ValueError(f"rows must come in groups of {GROUP} and 1 ≤ k ≤ rows: {n} rows, k {k}.")
+    groups = values.reshape(n // GROUP, GROUP, c)
+    _, best = _smallest(groups.min(1).T, min(k, len(groups)))
+    best = jnp.sort(best, axis=1)  # so that position in the flattened groups is order of row
+    inside = groups[best, :, jnp.arange(c)[:, None]].reshape(c, -1)
+    smallest, order = _smallest(inside, k)
+    rows = jnp.take_along_axis(best, order // GROUP, 1) * GROUP + order % GROUP
+    return smallest, rows
+
+
+def _smallest(values: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
+    values, indices = lax.top_k(-values, k)
+    return -values, indices
+
+
+def threshold(values: jax.Array, ceiling: jax.Array, fewest: int, most: int) -> jax.Array:
+    """A number for each column that between `fewest` and `most` of its values do not exceed.
+
+    A search between two numbers, one let through by too few and one by too many, which counts the
+    column at each step: far cheaper than a partial sort where `most` is large. Fewer are let
+    through where the ceiling allows no more, or where ties (or values too close for 40 steps)
+    straddle `most`; never more.
+
+    Args:
+      values: float32 [n, c]; infinite ones are never let through.
+      ceiling: float32 [c], the highest threshold wanted; infinite where any will do.
+      fewest: where the search may stop.
+      most: largest count.
+
+    Returns:
+      float32 [c]; the ceiling itself where it lets through at most `most`.
+
+    Example:
+      >>> values = jnp.array([[5.0], [1.0], [4.0], [2.0], [3.0], [6.0]])
+      >>> found = threshold(values, jnp.array([jnp.inf]), fewest=2, most=3)
+      >>> int((values <= found).sum())
+      3
+      >>> float(threshold(values, jnp.array([jnp.inf]), fewest=2, most=6)[0])
+      inf
+    """
+    finite = jnp.isfinite(values)
+    highest = jnp.where(finite, values, -jnp.inf).max(0)
+    mean = jnp.where(finite, values, 0).sum(0) / jnp.maximum(finite.sum(0), 1)
+    aim = (fewest * most) ** 0.5
+
+    def unfinished(state):
+        low, high, *_, step = state
+        return (low < high).any() & (step < 40)
+
+    def narrow(state):
+        low, high, below, above, at, step = state
+        count = (values <= at).sum(0).astype(jnp.float32)
+        fits = count <= most
+        low, below = jnp.where(fits, at, low), jnp.where(fits, count, below)
+        high, above = jnp.where(fits, high, at), jnp.where(fits, above, count)
+        # Counts rise from the least value about as the square: then this lands on the aim. Now and
+        # then the middle, so that no distribution stalls it.
+        share = jnp.sqrt((aim - below) / (above - below)).clip(0.02, 0.98)
+        share = jnp.where((step % 3 == 2) | jnp.isnan(share), 0.5, share)
+        at = jnp.where(step == 0, mean, low + (high - low) * share)
+        at = jnp.where((at > low) & (at < high), at, low / 2 + high / 2)
+        stop = (fits & (count >= fewest)) | (at <= low) | (at >= high)
+        high, at = jnp.where(stop, low, high), jnp.where(stop, low, at)
+        return low, high, below, above, at, step + 1
+
+    # Below the least by more than a subnormal number, which CPUs take for 0.
+    least = jnp.minimum(values.min(0), jnp.finfo(values.dtype).max)
+    least -= jnp.maximum(jnp.abs(least) * 1e-6, 1e-37)
+    top = jnp.minimum(highest, ceiling)
+    none, all_of_them = jnp.zeros_like(top), jnp.full_like(top, len(values))
+    state = (least, top, none, all_of_them, top, jnp.int32(0))
+    low, *_ = lax.while_loop(unfinished, narrow, state)
+    return jnp.where(low >= highest, ceiling, jnp.minimum(low, ceiling))
+
+
+def rows_of_true(mask: jax.Array, most: int) -> jax.Array:
+    """The first rows that are True in each column, ascending.
+
+    The mask is packed in words of 32 bits; each place of the answer finds its word by the running
+    count of bits and its bit by bisection: no scatter, no sort.
+
+    Args:
+      mask: bool [n, c].
+      most: places for rows.
+
+    Returns:
+      int32 [most, c]; n in the places left over.
+
+    Example:
+      >>> mask = jnp.array([[True, False], [False, False], [True, False], [True, True]])
+      >>> rows_of_true(mask, most=2).tolist()
+      [[0, 3], [2, 4]]
+    """
+    n, c = mask.shape
+    bits = jnp.pad(mask, ((0, -n % 32), (0, 0))).reshape(-1, 32, c).astype(jnp.uint32)
+    words = (bits << jnp.arange(32, dtype=jnp.uint32)[:, None]).sum(1, dtype=jnp.uint32)
+    counts = _ones(words)
+    ends = jnp.cumsum(counts, 0)
+    place = jnp.broadcast_to(jnp.arange(most, dtype=jnp.int32)[:, None], (most, c))
+    missing = place >= ends[-1]
+    at = jnp.zeros_like(place)  # the words that end before the place
+    half = 2 ** (len(words).bit_length() - 1)
+    while half:
+        # Past the last word the index is clipped, which only places left over can follow.
+        passed = _pick(ends, at + half - 1) <= place
+        at = jnp.where(passed & (at + half < len(words)), at + half, at)
+        half //= 2
+    word = _pick(words, at)
+    rank, row = place - _pick(ends - counts, at), at * 32
+    for half in (16, 8, 4, 2, 1):
+        low = _ones(word & jnp.uint32(2**half - 1))
+        upper = rank >= low
+        rank = jnp.where(upper, rank - low, rank)
+        word = jnp.where(upper, word >> half, word)
+        row = jnp.where(upper, row + half, row)
+    return jnp.where(missing, n, row)
+
+
+def _ones(words: jax.Array) -> jax.Array:
+    return lax.population_count(words).astype(jnp.int32)
+
+
+def _pick(values: jax.Array, rows: jax.Array) -> jax.Array:
+    """values[rows[m, c], c] by flat indices: a gather by pairs of them is slow on a CPU."""
+    c = values.shape[1]
+    return values.reshape(-1).at[rows * c + jnp.arange(c)].get(mode="clip")

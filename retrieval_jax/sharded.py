@@ -1,0 +1,156 @@
+"""k-means and exhaustive search with the rows shared by all devices.
+
+Arrays of one device's size or larger: each device gets its part of the rows straight from the host.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jax.typing import ArrayLike
+
+from retrieval_jax import devices, ranking
+from retrieval_jax import kmeans as single_kmeans
+from retrieval_jax.distances import matrix
+from retrieval_jax.kmeans.points import check_weights
+from retrieval_jax.kmeans.seeding import BLOCK
+
+_ROWS = P(devices.AXIS)
+
+
+def kmeans(
+    key: jax.Array,
+    points: ArrayLike,
+    k: int,
+    *,
+    weights: ArrayLike | None = None,
+    initial_centroids: ArrayLike | None = None,
+    **options: Any,
+) -> single_kmeans.KMeansResult:
+    """As `retrieval_jax.kmeans.kmeans`, over all local devices.
+
+    The seeds are one device's; centroids and inertia agree with one device's to float32 rounding.
+
+    Args:
+      key: JAX random key.
+      points: [n, d] on the host or anywhere.
+      k: number of clusters.
+      weights: [n], ≥ 0; None for 1 each.
+      initial_centroids: [k, d] to start from, in place of seeding.
+      **options: the others of `retrieval_jax.kmeans.kmeans`, but for `axis_name`.
+
+    Returns:
+      Its `KMeansResult`, with the labels of all n points.
+
+    Raises:
+      ValueError: as `retrieval_jax.kmeans.kmeans`.
+
+    Example:
+      >>> found = kmeans(jax.random.key(0), [[0.0], [1.0], [8.0], [9.0]], k=2, restarts=3)
+      >>> sorted(found.centroids.ravel().tolist()), found.labels.shape
+      ([0.5, 8.5], (4,))
+    """
+    mesh, n = devices.mesh(), len(points)  # type: ignore[arg-type]
+    if not 1 <= k <= n:
+        raise ValueError(f"k must be between 1 and the number of points, {n}; it is {k}.")
+    weights = check_weights(weights, n, k)
+    if initial_centroids is not None:
+        initial_centroids = matrix(initial_centroids, "initial_centroids")
+    if mesh.size == 1:
+        return single_kmeans.kmeans(
+            key, points, k, weights=weights, initial_centroids=initial_centroids, **options
+        )
+    # Whole blocks on each device, so that the seeding draws from the same ones.
+    points = matrix(_shared(mesh, points, BLOCK), "points")
+    weights = _shared(mesh, weights, BLOCK)
+    found = _kmeans(mesh, k, tuple(options.items()), key, points, weights, initial_centroids)
+    return found._replace(labels=found.labels[:n])
+
+
+def nearest(
+    queries: ArrayLike,
+    gallery: ArrayLike,
+    k: int,
+    *,
+    mask: ArrayLike | None = None,
+    **options: Any,
+) -> ranking.Neighbours:
+    """As `retrieval_jax.ranking.nearest`, with the gallery shared by all local devices.
+
+    Every device searches its rows for all queries; the best of all are kept. The neighbours are
+    those of one device.
+
+    Args:
+      queries: [q, d].
+      gallery: [n, d] on the host or anywhere.
+      k: neighbours a query, ≥ 1.
+      mask: bool [n], the rows that may be found; all of them by default.
+      **options: the others of `retrieval_jax.ranking.nearest`, but for `axis_name`.
+
+    Returns:
+      Its `Neighbours`.
+
+    Raises:
+      ValueError: as `retrieval_jax.ranking.nearest`.
+
+    Example:
+      >>> nearest([[0.9]], [[0.0], [1.0], [2.0]], k=2).indices.tolist()
+      [[1, 0]]
+    """
+    mesh, n = devices.mesh(), len(gallery)  # type: ignore[arg-type]
+    if mesh.size == 1:
+        return ranking.nearest(queries, gallery, k, mask=mask, **options)
+    mask = np.ones(n, bool) if mask is None else np.asarray(mask)
+    if mask.shape != (n,) or mask.dtype != bool:
+        raise ValueError(f"mask must be {n} bools; it is {mask.dtype} of shape {mask.shape}.")
+    queries, gallery = matrix(queries, "queries"), matrix(_shared(mesh, gallery, 1), "gallery")
+    return _nearest(mesh, k, tuple(options.items()), queries, gallery, _shared(mesh, mask, 1))
+
+
+def _shared(mesh: Mesh, array: ArrayLike, block: int) -> jax.Array:
+    """The array with rows of zeros added, so that all devices get as many whole blocks."""
+    rows = np.asarray(array)
+    padding = -len(rows) % (mesh.size * block)
+    rows = np.pad(rows, ((0, padding), *((0, 0) for _ in rows.shape[1:])))
+    return jax.device_put(rows, NamedSharding(mesh, _ROWS))
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _kmeans(mesh, k, options, key, points, weights, initial) -> single_kmeans.KMeansResult:
+    def fit(key, points, weights, initial):
+        return single_kmeans.kmeans(
+            key,
+            points,
+            k,
+            weights=weights,
+            initial_centroids=initial,
+            axis_name=devices.AXIS,
+            **dict(options),
+        )
+
+    everywhere = P()
+    result = single_kmeans.KMeansResult(*[everywhere] * 6)._replace(labels=_ROWS)
+    return jax.shard_map(
+        fit,
+        mesh=mesh,
+        in_specs=(everywhere, _ROWS, _ROWS, everywhere),
+        out_specs=result,
+        check_vma=False,
+    )(key, points, weights, initial)
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _nearest(mesh, k, options, queries, gallery, mask) -> ranking.Neighbours:
+    def search(queries, gallery, mask):
+        return ranking.nearest(
+            queries, gallery, k, mask=mask, axis_name=devices.AXIS, **dict(options)
+        )
+
+    return jax.shard_map(
+        search, mesh=mesh, in_specs=(P(), _ROWS, _ROWS), out_specs=P(), check_vma=False
+    )(queries, gallery, mask)

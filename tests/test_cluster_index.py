@@ -1,0 +1,271 @@
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from retrieval_jax import cluster_scan, index_files
+from retrieval_jax.cluster_index import add, build, group, search, search_cells
+from retrieval_jax.errors import UserError
+from retrieval_jax.kmeans import predict
+from retrieval_jax.ranking import share_kept
+
+
+def oracle(queries, cells, gallery, labels, k):
+    """Float64: the gallery rows of the cells of each query, sorted by (distance, index)."""
+    queries, gallery = np.float64(queries), np.float64(gallery)
+    indices, distances = np.full((len(queries), k), -1), np.full((len(queries), k), np.inf)
+    for i, query in enumerate(queries):
+        rows = np.flatnonzero(np.isin(labels, cells[i]))
+        squared = ((gallery[rows] - query) ** 2).sum(1)
+        order = np.argsort(squared, kind="stable")[:k]
+        indices[i, : len(order)] = rows[order]
+        distances[i, : len(order)] = np.sqrt(squared[order])
+    return indices, distances
+
+
+def nearest_cells(queries, centroids, probes):
+    squared = ((np.float64(queries)[:, None] - np.float64(centroids)) ** 2).sum(2)
+    return np.argsort(squared, axis=1, kind="stable")[:, :probes]
+
+
+def assert_found(found, expected, atol=1e-6):
+    np.testing.assert_array_equal(found.indices, expected[0])
+    np.testing.assert_allclose(found.distances, expected[1], rtol=1e-5, atol=atol)
+
+
+def embeddings(seed, n, d=12):
+    """Clustered rows whose cells differ much in size."""
+    rng = np.random.default_rng(seed)
+    means = 3 * rng.normal(size=(9, d))
+    which = np.minimum(rng.geometric(0.3, n) - 1, 8)
+    return (means[which] + rng.normal(size=(n, d)) * np.linspace(1, 0.1, d)).astype(np.float32)
+
+
+GALLERY = embeddings(0, 2000)
+CENTROIDS = GALLERY[[3, 50, 51, 700, 900, 1200, 1999]] + np.float32(0.01)
+LABELS = np.asarray(predict(GALLERY, CENTROIDS))
+QUERIES = np.concatenate([embeddings(1, 40), GALLERY[:20]])
+
+
+@pytest.fixture(scope="module")
+def index():
+    return group(GALLERY, LABELS, CENTROIDS)
+
+
+@pytest.mark.parametrize(("k", "probes"), [(3, 3), (70, 1), (70, 3), (70, 7)])
+def test_the_nearest_rows_of_the_nearest_cells(index, k, probes):
+    expected = oracle(QUERIES, nearest_cells(QUERIES, CENTROIDS, probes), GALLERY, LABELS, k)
+    assert_found(search(index, QUERIES, k, probes=probes), expected)
+
+
+def test_a_gallery_row_has_distance_0_to_itself(index):
+    found = search(index, QUERIES, 3, probes=3)
+    np.testing.assert_array_equal(found.indices[40:, 0], np.arange(20))
+    np.testing.assert_array_equal(found.distances[40:, 0], 0)
+
+
+def test_all_cells_are_the_exhaustive_search(index):
+    expected = oracle(QUERIES, [range(7)] * len(QUERIES), GALLERY, LABELS, 70)
+    assert_found(search(index, QUERIES, 70, probes=7), expected)
+
+
+def test_recall_rises_with_probes(index):
+    true = search(index, QUERIES, 70, probes=7)
+    kept = [float(share_kept(true, search(index, QUERIES, 70, probes=p), 70)) for p in (1, 3, 7)]
+    assert kept[0] < kept[1] < kept[2] == 1
+
+
+def test_an_offset_does_no_harm():
+    offset = np.float32(1e4)
+    # On a grid that the sum keeps, so that the oracle sees the same points.
+    gallery, queries, centroids = (
+        np.round(a * 64) / 64 + offset for a in (GALLERY, QUERIES, CENTROIDS)
+    )
+    index = group(gallery, LABELS, centroids)
+    expected = oracle(queries, nearest_cells(queries, centroids, 3), gallery, LABELS, 70)
+    found = search(index, queries, 70, probes=3)
+    np.testing.assert_allclose(found.distances, expected[1], rtol=1e-5, atol=1e-6)
+    assert (np.asarray(found.indices) == expected[0]).mean() > 0.999
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    shape=st.sampled_from(
+        # n, d, cells, probes, queries, k
+        [(1, 1, 1, 1, 1, 1), (37, 2, 5, 2, 9, 3), (300, 3, 40, 2, 7, 29), (300, 1, 3, 3, 7, 11)]
+    ),
+    values=st.integers(1, 4),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_ties_duplicates_empty_and_unequal_cells(shape, values, seed):
+    n, d, count, probes, q, k = shape
+    rng = np.random.default_rng(seed)
+    gallery, queries = (rng.integers(0, values, (m, d)).astype(np.float32) for m in (n, q))
+    labels = np.minimum(rng.geometric(0.2, n) - 1, count - 1)  # not the nearest: ties span cells
+    cells = np.stack([rng.permutation(count)[:probes] for _ in range(q)])
+    index = group(gallery, labels, rng.integers(0, values, (count, d)))
+    assert_found(search_cells(index, queries, cells, k), oracle(queries, cells, gallery, labels, k))
+
+
+def test_more_equal_rows_than_any_spare():
+    gallery = np.repeat(np.float32([[0.1, 0.7], [5.3, 5.1], [0.1, 0.7]]), [90, 200, 90], axis=0)
+    labels = np.arange(len(gallery)) % 3
+    found = search(group(gallery, labels, gallery[:3]), [[0.2, 0.3]], 100, probes=3)
+    np.testing.assert_array_equal(found.indices[0], [*range(90), *range(290, 300)])
+
+
+def test_one_chunk_of_queries_or_several(index, monkeypatch):
+    whole = search(index, QUERIES, 3, probes=3)
+    monkeypatch.setattr(cluster_scan, "_SCORES", 40_000)
+    cluster_scan.scan.clear_cache()
+    parts = search(index, QUERIES, 3, probes=3)
+    cluster_scan.scan.clear_cache()
+    np.testing.assert_array_equal(whole.indices, parts.indices)
+    np.testing.assert_allclose(whole.distances, parts.distances, rtol=1e-6)
+
+
+def test_under_jit_and_in_bounded_memory(index):
+    found = jax.jit(lambda index, queries: search(index, queries, 3, probes=3))(index, QUERIES)
+    assert_found(found, oracle(QUERIES, nearest_cells(QUERIES, CENTROIDS, 3), GALLERY, LABELS, 3))
+
+    def memory(n, q):
+        shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), index)
+        shapes = shapes._replace(
+            rows=jax.ShapeDtypeStruct((n, 12), jnp.float32),
+            squares=jax.ShapeDtypeStruct((n,), jnp.float32),
+            indices=jax.ShapeDtypeStruct((n,), jnp.int32),
+        )
+        queries = jax.ShapeDtypeStruct((q, 12), jnp.float32)
+        run = jax.jit(lambda index, queries: search(index, queries, 3, probes=3))
+        return run.lower(shapes, queries).compile().memory_analysis().temp_size_in_bytes
+
+    assert memory(1_000_000, 100_000) < 3 * 64 * 2**20 + 4 * 100_000 * (2 * 3 + 3 + 12)
+
+
+def test_added_rows_are_as_if_grouped_anew(index):
+    first = group(GALLERY[:1500], LABELS[:1500], CENTROIDS)
+    for whole, added in zip(
+        index, add(add(first, GALLERY[1500:1501]), GALLERY[1501:]), strict=True
+    ):
+        np.testing.assert_array_equal(whole, added)
+
+
+def test_build_groups_by_its_own_kmeans():
+    index = build(jax.random.key(0), GALLERY, 7)
+    rows = np.asarray(index.rows + index.origin)
+    np.testing.assert_allclose(rows, GALLERY[index.indices], rtol=1e-6, atol=1e-6)
+    labels = np.repeat(np.arange(7), np.diff(index.offsets))
+    np.testing.assert_array_equal(labels, predict(GALLERY, index.centroids)[index.indices])
+
+
+@pytest.mark.parametrize(
+    ("call", "sentence"),
+    [
+        (lambda i: group(GALLERY, LABELS[:5], CENTROIDS), "labels must be integers of shape"),
+        (lambda i: group(GALLERY, LABELS + 0.5, CENTROIDS), "labels must be integers"),
+        (lambda i: group(GALLERY, LABELS + 1, CENTROIDS), r"labels must be in 0\.\.6"),
+        (lambda i: group(GALLERY, LABELS - 1, CENTROIDS), r"labels must be in 0\.\.6"),
+        (lambda i: group(GALLERY[:, 1:], LABELS, CENTROIDS), "gallery have 11 features"),
+        (lambda i: add(i, GALLERY[:, 1:]), "rows have 11 features"),
+        (lambda i: add(i, GALLERY * np.nan), "rows must be finite"),
+        (lambda i: search(i, QUERIES[:, 1:], 1, probes=1), "queries have 11 features"),
+        (lambda i: search(i, QUERIES * np.inf, 1, probes=1), "queries must be finite"),
+        (lambda i: search(i, QUERIES, 1, probes=0), "probes must be between 1 and"),
+        (lambda i: search(i, QUERIES, 1, probes=8), "number of cells, 7"),
+        (lambda i: search(i, QUERIES, 0, probes=1), "k must be at least 1"),
+        (lambda i: search_cells(i, QUERIES, [[1]], 1), "a row for each query"),
+        (lambda i: search_cells(i, QUERIES[:1], [[7]], 1), r"cells must be in 0\.\.6"),
+        (lambda i: search_cells(i, QUERIES[:1], [[1, 2, 1]], 1), "no cell twice"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:invalid value")
+def test_bad_input_is_refused(index, call, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        call(index)
+
+
+@pytest.fixture
+def saved(index, tmp_path):
+    path = tmp_path / "gallery.index"
+    index_files.save(path, index)
+    return path
+
+
+def test_saved_and_loaded_bit_for_bit(index, saved):
+    for before, after in zip(index, index_files.load(saved), strict=True):
+        assert before.dtype == after.dtype
+        np.testing.assert_array_equal(before, after)
+    assert [p.name for p in saved.parent.iterdir()] == ["gallery.index"]
+
+
+def refused(path, sentence):
+    with pytest.raises(UserError, match=sentence) as caught:
+        index_files.load(path)
+    assert str(path) in str(caught.value)
+
+
+def test_damaged_and_foreign_files_are_refused(saved):
+    content = saved.read_bytes()
+    length = int.from_bytes(content[8:16], "little")
+    for size in (0, 5, 12):
+        saved.write_bytes(content[:size])
+        refused(saved, "is not one|damaged in its header")
+    saved.write_bytes(content[: 16 + length - 1])
+    refused(saved, "damaged in its header")
+    for changed in (content[:-1], content + b"0", content[: 16 + length]):
+        saved.write_bytes(changed)
+        refused(saved, "cut short or has bytes too many")
+    for place in (16 + length, len(content) // 2, len(content) - 1):
+        saved.write_bytes(content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :])
+        refused(saved, "checksum")
+    np.savez(saved.with_name("a.npz"), a=np.ones(3))
+    refused(saved.with_name("a.npz"), "is not one that")
+    refused(saved.with_name("none"), "can't be read")
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"version": 2}, "format version 2, not 1"),
+        ({"shapes": {}}, "shapes"),
+        ({"shapes": {"rows": [12, 2000]}}, "shapes"),
+        ({"shapes": {"squares": [1999]}}, "shapes"),
+        ({"shapes": {"offsets": [7]}}, "shapes"),
+        ({"shapes": {"origin": [-12]}}, "shapes"),
+        ({"crc32": "x"}, "checksum"),
+    ],
+)
+def test_headers_that_do_not_fit_are_refused(saved, change, sentence):
+    content = saved.read_bytes()
+    length = int.from_bytes(content[8:16], "little")
+    header = json.loads(content[16 : 16 + length])
+    for key, value in change.items():
+        header[key] = {**header[key], **value} if value and key == "shapes" else value
+    header = json.dumps(header).encode()
+    saved.write_bytes(
+        content[:8] + len(header).to_bytes(8, "little") + header + content[16 + length :]
+    )
+    refused(saved, sentence)
+
+
+@pytest.mark.parametrize(
+    ("name", "at", "value"),
+    [
+        ("offsets", 0, 1),
+        ("offsets", 3, 2001),
+        ("offsets", -1, 1999),
+        ("indices", 0, 1999),
+        ("indices", 5, -1),
+        ("rows", (0, 0), np.nan),
+        ("centroids", (0, 0), np.inf),
+        ("squares", 7, 1e6),
+    ],
+)
+def test_values_that_are_no_index_are_refused(index, tmp_path, name, at, value):
+    path = tmp_path / "gallery.index"
+    index_files.save(path, index._replace(**{name: getattr(index, name).at[at].set(value)}))
+    refused(path, "no index's")
