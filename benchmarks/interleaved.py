@@ -40,9 +40,13 @@ def times(contenders: dict[str, Callable[[], Any]], repeats: int) -> dict[str, l
 
 
 def row(work: str, contenders: dict[str, Callable[[], Any]], repeats: int, note: str = "") -> str:
+    """A row of the table of what the contenders take."""
+    return table_row(work, times(contenders, repeats), note)
+
+
+def table_row(work: str, seconds: dict[str, list[float]], note: str = "") -> str:
     """A row of the table: ours is the first contender, each ratio the median over the turns."""
-    seconds = times(contenders, repeats)
-    ours, *theirs = contenders
+    ours, *theirs = seconds
     ratios = [
         f"{statistics.median(a / b for a, b in zip(seconds[ours], seconds[peer], strict=True)):.2f}"
         f" × {peer} ({1000 * statistics.median(seconds[peer]):,.1f} ms)"

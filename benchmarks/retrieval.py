@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from benchmarks.interleaved import best_blas_kernels, row
+from benchmarks.interleaved import best_blas_kernels, row, table_row, times
 
 KERNELS = best_blas_kernels()
 
@@ -60,39 +60,45 @@ def whole_fit(gallery: np.ndarray, repeats: int) -> str:
     return line[:-2] + f"inertia {inertia['ours'] / inertia['theirs']:.6f} × |"
 
 
-def iterations(gallery: np.ndarray, k: int, repeats: int, count: int = 25) -> Iterator[str]:
-    """Lloyd iterations from the same centroids: a whole fit, divided by their number."""
+def iterations(gallery: np.ndarray, k: int, repeats: int, count: int = 26) -> Iterator[str]:
+    """Lloyd iterations from the same centroids: whole fits, and the time of an iteration alone."""
     points = jnp.asarray(gallery)
     start = gallery[np.random.default_rng(0).choice(len(gallery), k, replace=False)]
     inertia = {}
 
-    def ours() -> jax.Array:
+    def ours(count: int) -> jax.Array:
         found = kmeans(KEY, points, k, initial_centroids=start, max_iterations=count, tolerance=0.0)
         inertia["ours"] = float(found.inertia)
         return found.labels
 
-    def by_sklearn() -> None:
+    def by_sklearn(count: int) -> None:
         found = sklearn.cluster.KMeans(k, init=start, n_init=1, max_iter=count, tol=0).fit(gallery)
         inertia["theirs"] = found.inertia_
 
-    def by_faiss() -> None:
+    def by_faiss(count: int) -> None:
         clustering = faiss.Clustering(gallery.shape[1], k)
         clustering.niter = count
         clustering.max_points_per_centroid, clustering.min_points_per_centroid = len(gallery), 1
         faiss.copy_array_to_vector(start.ravel(), clustering.centroids)
         clustering.train(gallery, faiss.IndexFlatL2(gallery.shape[1]))
 
-    contenders = {"ours": ours, "scikit-learn": by_sklearn, "faiss": by_faiss}
-    line = row(f"k-means, k = {k}, {count} iterations", contenders, repeats)
-    yield line[:-2] + f"inertia {inertia['ours'] / inertia['theirs']:.6f} × scikit-learn's |"
-    matmul = jax.jit(lambda x, c: _in_chunks(x, c, lambda products: products[0, 0]))
-    contenders = {
-        f"matmul {len(gallery)} × {gallery.shape[1]} × {k}, {count} times": lambda: [
-            matmul(points, start) for _ in range(count)
-        ],
-        "our k-means": ours,
+    fits = {"ours": ours, "scikit-learn": by_sklearn, "faiss": by_faiss}
+    few, many = (
+        times({name: partial(fit, n) for name, fit in fits.items()}, repeats) for n in (1, count)
+    )
+    same = inertia["ours"] / inertia["theirs"]
+    note = f"inertia {same:.6f} × scikit-learn's"
+    yield table_row(f"k-means, k = {k}, {count} iterations, whole fit", many, note)
+    alone = {
+        name: [(b - a) / (count - 1) for a, b in zip(sorted(few[name]), sorted(many[name]))]
+        for name in fits
     }
-    yield row(*_share_of(contenders), repeats)
+    yield table_row(f"k-means, k = {k}, an iteration", alone, f"of {count}, the first left out")
+    matmul = jax.jit(lambda x, c: _in_chunks(x, c, lambda products: products[0, 0]))
+    name = f"matmul {len(gallery)} × {gallery.shape[1]} × {k}"
+    floor = times({name: lambda: matmul(points, start)}, repeats)
+    share = {name: floor[name], "our iteration": alone["ours"]}
+    yield table_row(f"{name} as a share of our iteration", share)
 
 
 def search(gallery: np.ndarray, queries: np.ndarray, k: int, repeats: int) -> Iterator[str]:

@@ -1,8 +1,8 @@
 """An index over clusters (inverted file): the gallery grouped by k-means cell, few cells searched.
 
 Only the `probes` cells whose centroids are nearest to a query are searched; inside them the search
-is exact.
-One device holds the index: for a gallery spread over several there is the exhaustive search.
+is exact. One device holds the index: for a gallery spread over several there is the exhaustive
+search.
 
 References:
   J. Sivic and A. Zisserman, "Video Google: a text retrieval approach to object matching in videos",
@@ -136,8 +136,8 @@ def search(index: ClusterIndex, queries: ArrayLike, k: int, *, probes: int) -> N
 
     Exact inside those cells: distances are from differences, equal ones ordered by gallery index.
     probes = cells is the exhaustive search. It can be jitted (k and probes static). Besides the
-    arrays it needs memory for 2²⁴ scores (64 MB), or those of one query if they are more, a few
-    times over, and q × (2 k + probes + d) numbers, whatever n.
+    arrays it needs memory for 2²⁴ scores (64 MB), or those of one query if they are more, up to
+    three times, and for q × (2 k + probes + d) numbers, whatever n.
 
     Args:
       index: `ClusterIndex`.

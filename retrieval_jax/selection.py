@@ -1,4 +1,4 @@
-"""The smallest few of long columns without sorting them: what ranking and its index share.
+"""The smallest few of long columns without sorting them.
 
 Values lie along axis 0 and the searches side by side along axis 1, where a CPU reads whole vectors
 of them. Everything runs under jit and vmap.
@@ -10,44 +10,6 @@ from jax import lax
 
 # Rows whose minimum stands for them: 16 float32 are a cache line.
 GROUP = 16
-
-
-def smallest_columns(values: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
-    """The k smallest of each column, ascending, of equal ones the first row first.
-
-    The k smallest lie in the k groups of `GROUP` rows that have the smallest minima (of equal ones
-    the first, for groups are contiguous), so that only the minima and those groups are sorted.
-
-    Args:
-      values: float32 [n, c], n a multiple of `GROUP`, without NaN.
-      k: 1 ≤ k ≤ n.
-
-    Returns:
-      The values [c, k] and their rows, int32 [c, k].
-
-    Raises:
-      ValueError: n is no multiple of `GROUP`, or k is out of range.
-
-    Example:
-      >>> values, rows = smallest_columns(jnp.arange(32.0)[::-1, None] % 8, k=3)
-      >>> values.tolist(), rows.tolist()
-      ([[0.0, 0.0, 0.0]], [[7, 15, 23]])
-    """
-    n, c = values.shape
-    if n % GROUP or not 1 <= k <= n:
-        raise ValueError(f"rows must come in groups of {GROUP} and 1 ≤ k ≤ rows: {n} rows, k {k}.")
-    groups = values.reshape(n // GROUP, GROUP, c)
-    _, best = _smallest(groups.min(1).T, min(k, len(groups)))
-    best = jnp.sort(best, axis=1)  # so that position in the flattened groups is order of row
-    inside = groups[best, :, jnp.arange(c)[:, None]].reshape(c, -1)
-    smallest, order = _smallest(inside, k)
-    rows = jnp.take_along_axis(best, order // GROUP, 1) * GROUP + order % GROUP
-    return smallest, rows
-
-
-def _smallest(values: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
-    values, indices = lax.top_k(-values, k)
-    return -values, indices
 
 
 def threshold(values: jax.Array, ceiling: jax.Array, fewest: int, most: int) -> jax.Array:

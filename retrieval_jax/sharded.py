@@ -134,7 +134,8 @@ def _kmeans(mesh, k, options, key, points, weights, initial) -> single_kmeans.KM
         )
 
     everywhere = P()
-    result = single_kmeans.KMeansResult(*[everywhere] * 6)._replace(labels=_ROWS)
+    specs: Any = [everywhere] * 6
+    result = single_kmeans.KMeansResult(*specs)._replace(labels=_ROWS)  # type: ignore[arg-type]
     return jax.shard_map(
         fit,
         mesh=mesh,

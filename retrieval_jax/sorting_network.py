@@ -10,7 +10,7 @@ from jax import lax
 
 
 def sort_keys(keys: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Sorts keys, equal ones in order of place; both in one word, which takes a fifth of an argsort.
+    """Sorts keys, equal ones by place; both in one word, which takes a fifth of an argsort.
 
     Args:
       keys: int32 [n], at least 0, n times the largest below 2³¹ - n.

@@ -62,6 +62,14 @@ def test_the_nearest_rows_of_the_nearest_cells(index, k, probes):
     assert_found(search(index, QUERIES, k, probes=probes), expected)
 
 
+def test_a_cell_that_takes_several_rounds():
+    labels = np.where(np.arange(2000) % 50, 0, np.arange(2000) % 7)
+    index = group(GALLERY, labels, CENTROIDS)
+    cells = np.zeros((len(QUERIES), 1), int)
+    expected = oracle(QUERIES, cells, GALLERY, labels, 70)
+    assert_found(search_cells(index, QUERIES, cells, 70), expected)
+
+
 def test_a_gallery_row_has_distance_0_to_itself(index):
     found = search(index, QUERIES, 3, probes=3)
     np.testing.assert_array_equal(found.indices[40:, 0], np.arange(20))
@@ -268,4 +276,13 @@ def test_headers_that_do_not_fit_are_refused(saved, change, sentence):
 def test_values_that_are_no_index_are_refused(index, tmp_path, name, at, value):
     path = tmp_path / "gallery.index"
     index_files.save(path, index._replace(**{name: getattr(index, name).at[at].set(value)}))
+    refused(path, "no index's")
+
+
+@pytest.mark.parametrize(("name", "first"), [("offsets", 2), ("indices", 0)])
+def test_values_out_of_order_are_refused(index, tmp_path, name, first):
+    values = np.array(getattr(index, name))
+    values[[first, first + 1]] = values[[first + 1, first]]
+    path = tmp_path / "gallery.index"
+    index_files.save(path, index._replace(**{name: jnp.asarray(values)}))
     refused(path, "no index's")

@@ -8,16 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
+from retrieval_jax import cluster_index
 from retrieval_jax.distances import centre
-from retrieval_jax.ranking import Neighbours, nearest, nearest_in_cluster, share_kept
+from retrieval_jax.ranking import Neighbours, nearest, share_kept
 
 
-def oracle(queries, gallery, k, allowed=None) -> Neighbours:
-    """Every distance in float64, sorted by (distance, index); `allowed` [q, n] restricts."""
+def oracle(queries, gallery, k) -> Neighbours:
+    """Every distance in float64, sorted by (distance, index)."""
     difference = np.asarray(queries, np.float64)[:, None] - np.asarray(gallery, np.float64)
     distances = np.sqrt((difference**2).sum(2))
-    if allowed is not None:
-        distances = np.where(allowed, distances, np.inf)
     distances = np.pad(distances, ((0, 0), (0, k)), constant_values=np.inf)
     order = np.argsort(distances, axis=1, kind="stable")[:, :k]
     distances = np.take_along_axis(distances, order, 1)
@@ -45,20 +44,9 @@ def test_nearest_equals_a_float64_sort(q, n, d, k):
 @pytest.mark.parametrize("chunks", [(1, 16), (3, 50), (10, 333), (64, 4000)])
 def test_chunks_change_nothing(chunks):
     queries, gallery = normal(11, 9, seed=1), normal(333, 9, seed=2)
-    labels = np.random.default_rng(3).integers(0, 4, 344)
     query_chunk, gallery_chunk = chunks
     found = nearest(queries, gallery, 20, query_chunk=query_chunk, gallery_chunk=gallery_chunk)
     assert_equal(found, oracle(queries, gallery, 20))
-    found = nearest_in_cluster(
-        queries,
-        labels[:11],
-        gallery,
-        labels[11:],
-        20,
-        query_chunk=query_chunk,
-        gallery_chunk=gallery_chunk,
-    )
-    assert_equal(found, oracle(queries, gallery, 20, labels[:11, None] == labels[11:]))
 
 
 def test_far_from_zero_ranks_as_float64_does():
@@ -100,17 +88,12 @@ def test_duplicates_come_in_order_of_index():
     arrays.arrays(np.int8, (6, 3), elements=st.integers(-2, 2)),
     arrays.arrays(np.int8, (97, 3), elements=st.integers(-2, 2)),
     st.sampled_from([0, 7, -10_000]),
-    arrays.arrays(np.int8, 103, elements=st.integers(0, 3)),
 )
-def test_ties_of_integers_are_broken_by_index(queries, gallery, offset, labels):
+def test_ties_of_integers_are_broken_by_index(queries, gallery, offset):
     queries, gallery = queries.astype(np.float32) + offset, gallery.astype(np.float32) + offset
     assert_equal(
         nearest(queries, gallery, 5, gallery_chunk=48, query_chunk=4), oracle(queries, gallery, 5)
     )
-    found = nearest_in_cluster(
-        queries, labels[:6], gallery, labels[6:], 5, gallery_chunk=48, query_chunk=4
-    )
-    assert_equal(found, oracle(queries, gallery, 5, labels[:6, None] == labels[6:]))
 
 
 def test_fewer_than_k_are_filled_up():
@@ -119,28 +102,13 @@ def test_fewer_than_k_are_filled_up():
     assert (found.indices[:, 4:] == -1).all() and np.isinf(found.distances[:, 4:]).all()
 
 
-def test_clusters_small_absent_and_of_any_number():
-    gallery, queries = normal(100, 5, seed=1), normal(8, 5, seed=2)
-    labels = np.where(np.arange(100) % 10 == 3, -5, 1_000_000)
-    labels[77] = 9
-    query_labels = np.array([-5, 9, 4, 1_000_000, 9, -6, 2_000_000, -5])
-    found = nearest_in_cluster(queries, query_labels, gallery, labels, 12, gallery_chunk=32)
-    assert_equal(found, oracle(queries, gallery, 12, query_labels[:, None] == labels))
-    assert (found.indices >= 0).sum(1).tolist() == [10, 1, 0, 12, 1, 0, 0, 10]
-
-
 def test_under_jit_equal():
     queries, gallery = jnp.asarray(normal(5, 4, seed=1)), jnp.asarray(normal(60, 4, seed=2))
-    labels = jnp.arange(65) % 3
-    for search in (
-        lambda q, g: nearest(q, g, 7),
-        lambda q, g: nearest_in_cluster(q, labels[:5], g, labels[5:], 7),
-    ):
-        jax.tree.map(
-            np.testing.assert_array_equal,
-            jax.jit(search)(queries, gallery),
-            search(queries, gallery),
-        )
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        jax.jit(lambda q, g: nearest(q, g, 7))(queries, gallery),
+        nearest(queries, gallery, 7),
+    )
 
 
 def test_memory_holds_no_matrix_of_queries_by_gallery():
@@ -161,7 +129,8 @@ def test_share_kept_equals_a_count_of_sets():
     queries, gallery = normal(30, 3, seed=1), normal(200, 3, seed=2)
     labels = np.random.default_rng(0).integers(0, 3, 230)
     exhaustive = nearest(queries, gallery, 20)
-    restricted = nearest_in_cluster(queries, labels[:30], gallery, labels[30:], 20)
+    index = cluster_index.group(gallery, labels[30:], np.zeros((3, 3)))
+    restricted = cluster_index.search_cells(index, queries, labels[:30, None], 20)
     for k in (1, 5, 20):
         pairs = zip(
             np.asarray(exhaustive.indices[:, :k]),
@@ -199,24 +168,6 @@ def test_wrong_arguments_are_named(arguments, message):
     valid = {"queries": np.zeros((2, 3)), "gallery": np.zeros((5, 3)), "k": 1}
     with pytest.raises(ValueError, match=message):
         nearest(**(valid | arguments))
-    labels = {"query_labels": np.zeros(2, int), "gallery_labels": np.zeros(5, int)}
-    with pytest.raises(ValueError, match=message):
-        nearest_in_cluster(**(valid | labels | arguments))
-
-
-@pytest.mark.parametrize(
-    ("query_labels", "gallery_labels", "message"),
-    [
-        ([0], [0] * 5, "query_labels must be 2 integers"),
-        ([0, 0], [0] * 4, "gallery_labels must be 5 integers"),
-        ([0.0, 1.0], [0] * 5, "query_labels must be 2 integers; they are float32"),
-    ],
-)
-def test_wrong_labels_are_named(query_labels, gallery_labels, message):
-    with pytest.raises(ValueError, match=message):
-        nearest_in_cluster(
-            np.zeros((2, 3)), np.array(query_labels), np.zeros((5, 3)), gallery_labels, 1
-        )
 
 
 def test_share_kept_names_wrong_arguments():

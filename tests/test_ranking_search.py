@@ -170,6 +170,15 @@ def test_inner_products_far_from_zero():
     assert_nearest(found, queries, gallery, 5, "inner_product", rounding=1.2e-7)
 
 
+def test_an_inner_product_survives_cancellation():
+    x = isotropic(30, 33, seed=1)
+    y = isotropic(30, 33, seed=2)
+    x, y = np.hstack([x, 1e4 * x[:, :9], x[:, :1]]), np.hstack([y, y[:, :9], y[:, :1]])
+    x, y = np.hstack([x, -x[:, 33:42]]), np.hstack([y, y[:, 33:42]])
+    exact = (x.astype(np.float64) * y.astype(np.float64)).sum(1)
+    np.testing.assert_allclose(costs(x, y, "inner_product"), -exact, rtol=2e-7)
+
+
 def test_a_zero_vector_has_cosine_distance_one_to_everything():
     gallery = np.array([[0, 0], [1, 0], [-1, 0], [0, 2]], np.float32)
     found = nearest([[0.0, 0.0], [3.0, 0.0]], gallery, 4, metric="cosine")
@@ -251,6 +260,7 @@ def test_shards_find_what_one_device_finds(devices, metric):
 def test_a_stream_finds_what_one_array_does(metric, tmp_path):
     gallery, queries = low_rank(2100), low_rank(9, seed=1)
     gallery[1900:1940] = gallery[:40]
+    queries[8] = 0.01  # nearest to the zeros that a last tile is filled up with
     np.save(tmp_path / "gallery.npy", gallery)
     mapped = np.load(tmp_path / "gallery.npy", mmap_mode="r")
     mask = np.random.default_rng(0).random(len(gallery)) < 0.9

@@ -8,25 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from retrieval_jax.selection import rows_of_true, smallest_columns, threshold
+from retrieval_jax.selection import rows_of_true, threshold
 
 INFINITE = jnp.full(2, jnp.inf)
 jitted = jax.jit(threshold, static_argnums=(2, 3))
-
-
-@settings(deadline=None, derandomize=True, max_examples=50)
-@given(arrays.arrays(np.float32, (96, 2), elements=st.integers(-3, 3)))
-def test_smallest_columns_equal_a_stable_sort(values):
-    found, rows = smallest_columns(jnp.asarray(values), 20)
-    expected = np.argsort(values, axis=0, kind="stable")[:20].T
-    np.testing.assert_array_equal(rows, expected)
-    np.testing.assert_array_equal(found, np.sort(values, axis=0)[:20].T)
-
-
-@pytest.mark.parametrize(("n", "k"), [(31, 1), (32, 0), (32, 33)])
-def test_smallest_columns_names_wrong_sizes(n, k):
-    with pytest.raises(ValueError, match=f"{n} rows, k {k}"):
-        smallest_columns(jnp.zeros((n, 2)), k)
 
 
 @settings(deadline=None, derandomize=True, max_examples=80)
@@ -69,6 +54,12 @@ def test_a_threshold_is_found_at_any_scale(scale):
     found = threshold(jnp.asarray(values), jnp.full(3, jnp.inf), 20, 24)
     counts = (values <= np.asarray(found)).sum(0)
     assert ((counts >= 20) & (counts <= 24)).all()
+
+
+def test_a_threshold_meets_an_exact_count():
+    values = np.random.default_rng(0).normal(size=(400, 50)).astype(np.float32)
+    found = threshold(jnp.asarray(values), jnp.full(50, jnp.inf), 9, 9)
+    np.testing.assert_array_equal((values <= np.asarray(found)).sum(0), 9)
 
 
 def test_a_threshold_of_nothing_is_the_ceiling():

@@ -1,6 +1,5 @@
 """Exact nearest neighbours: the top k of a gallery on one device, on several, or on the host."""
 
-from retrieval_jax.ranking.in_cluster import nearest_in_cluster
 from retrieval_jax.ranking.neighbours import Metric, Neighbours, share_kept
 from retrieval_jax.ranking.search import nearest
 from retrieval_jax.ranking.streamed import nearest_streamed
@@ -9,7 +8,6 @@ __all__ = [
     "Metric",
     "Neighbours",
     "nearest",
-    "nearest_in_cluster",
     "nearest_streamed",
     "share_kept",
 ]
