@@ -90,7 +90,10 @@ def iterations(gallery: np.ndarray, k: int, repeats: int, count: int = 26) -> It
     note = f"inertia {same:.6f} × scikit-learn's"
     yield table_row(f"k-means, k = {k}, {count} iterations, whole fit", many, note)
     alone = {
-        name: [(b - a) / (count - 1) for a, b in zip(sorted(few[name]), sorted(many[name]))]
+        name: [
+            (b - a) / (count - 1)
+            for a, b in zip(sorted(few[name]), sorted(many[name]), strict=True)
+        ]
         for name in fits
     }
     yield table_row(f"k-means, k = {k}, an iteration", alone, f"of {count}, the first left out")
