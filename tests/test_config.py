@@ -30,13 +30,13 @@ def arguments(file, *overrides):
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: Path(file).name)
 def test_every_config_builds_and_takes_a_step(file, tmp_path):
-    c, _ = parse(arguments(file, "--config.training.epochs=1", "--config.training.batch_size=4"))
+    c, _ = parse(arguments(file, "--config.training.epochs=1", "--config.training.batch_size=8"))
     check(c)
     shape, classes = ((8, 8, 1), 10) if c.data.source == "digits" else ((32, 32, 3), 10)
-    check_against_data(c, shape, classes, fit=4, gallery=100)
-    images = np.random.default_rng(0).integers(0, 256, (4, *shape), np.uint8)
-    data = DataSet(images, np.arange(4, dtype=np.int32))
-    recipe = build_recipe(c, shape[2], classes, fit=4)._replace(validation_batch_size=4)
+    check_against_data(c, shape, classes, fit=8, gallery=100)
+    images = np.random.default_rng(0).integers(0, 256, (8, *shape), np.uint8)
+    data = DataSet(images, np.arange(8, dtype=np.int32))
+    recipe = build_recipe(c, shape[2], classes, fit=8)._replace(validation_batch_size=8)
     checkpoints = Checkpoints(tmp_path / "checkpoints")
     state, history = train(recipe, data, data, checkpoints, partial(MetricLog, tmp_path))
     assert state.step == 1

@@ -87,10 +87,10 @@ def kmeans(
     (several: the farthest points in turn). With fewer distinct points than k it still
     converges: the surplus clusters stay empty, their centroids on points of another cluster.
 
-    Under shard_map or pmap each device holds its own rows of points and weights, and gets the
-    labels of these; all else is the same on every device. Where the shards hold whole blocks of 128
-    rows, centroids agree with one device's to float32 rounding: the seeds are those it would draw,
-    and only the order of sums differs. Fill ragged shards with rows of weight 0.
+    Under pmap or shard_map (check_vma=False) each device holds its own rows of points and weights,
+    and gets the labels of these; all else is the same on every device. Where the shards hold whole
+    blocks of 128 rows, centroids agree with one device's to float32 rounding: the seeds are those
+    it would draw, and only the order of sums differs. Fill ragged shards with rows of weight 0.
 
     Args:
       key: JAX random key of the seeding; under a mapped axis the same on every device.
