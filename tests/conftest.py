@@ -14,3 +14,11 @@ import jax  # noqa: E402
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
+import pytest  # noqa: E402
+
+
+@pytest.fixture(autouse=True, scope="module")
+def free_executables():
+    """Each compiled program holds memory maps, of which a process may have some 65,000."""
+    yield
+    jax.clear_caches()
