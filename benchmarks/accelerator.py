@@ -16,7 +16,7 @@ import statistics
 import jax
 import jax.numpy as jnp
 
-from benchmarks.interleaved import times
+from benchmarks.interleaved import iteration_seconds, times
 from retrieval_jax import provenance
 from retrieval_jax.kmeans import kmeans
 from retrieval_jax.ranking import nearest
@@ -36,8 +36,8 @@ def rates(points: jax.Array, repeats: int) -> tuple[float, float]:
     return 2 * 4 * n * d / best["copy"], 2 * 8192**3 / best["matmul"]
 
 
-def iteration(points: jax.Array, k: int, repeats: int, few: int = 2, many: int = 12) -> list[float]:
-    """Seconds of one iteration, from the difference of two fits, turn by turn."""
+def iteration(points: jax.Array, k: int, repeats: int) -> list[float]:
+    """Seconds of one iteration of ours."""
 
     def fit(count: int) -> jax.Array:
         start = points[:k]
@@ -45,15 +45,11 @@ def iteration(points: jax.Array, k: int, repeats: int, few: int = 2, many: int =
             KEY, points, k, initial_centroids=start, max_iterations=count, tolerance=0.0
         ).centroids
 
-    seconds = times({"few": lambda: fit(few), "many": lambda: fit(many)}, repeats)
-    pairs = zip(seconds["few"], seconds["many"], strict=True)
-    return [(b - a) / (many - few) for a, b in pairs]
+    return iteration_seconds(fit, repeats)
 
 
-def flash_iteration(
-    points: jax.Array, k: int, repeats: int, few: int = 2, many: int = 12
-) -> list[float]:
-    """The same of flash-kmeans, on the same float32 points."""
+def flash_iteration(points: jax.Array, k: int, repeats: int) -> list[float]:
+    """Seconds of one iteration of flash-kmeans, on the same float32 points."""
     import torch
     from flash_kmeans import batch_kmeans_Euclid
 
@@ -65,9 +61,7 @@ def flash_iteration(
         )
         torch.cuda.synchronize()
 
-    seconds = times({"few": lambda: fit(few), "many": lambda: fit(many)}, repeats)
-    pairs = zip(seconds["few"], seconds["many"], strict=True)
-    return [(b - a) / (many - few) for a, b in pairs]
+    return iteration_seconds(fit, repeats)
 
 
 def main() -> None:

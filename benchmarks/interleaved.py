@@ -39,6 +39,15 @@ def times(contenders: dict[str, Callable[[], Any]], repeats: int) -> dict[str, l
     return seconds
 
 
+def iteration_seconds(
+    fit: Callable[[int], Any], repeats: int, few: int = 2, many: int = 12
+) -> list[float]:
+    """Seconds of one iteration of `fit(iterations)`: what many take more than few, turn by turn."""
+    seconds = times({"few": lambda: fit(few), "many": lambda: fit(many)}, repeats)
+    pairs = zip(seconds["few"], seconds["many"], strict=True)
+    return [(b - a) / (many - few) for a, b in pairs]
+
+
 def row(work: str, contenders: dict[str, Callable[[], Any]], repeats: int, note: str = "") -> str:
     """A row of the table of what the contenders take."""
     return table_row(work, times(contenders, repeats), note)

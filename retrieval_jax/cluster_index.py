@@ -20,7 +20,7 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from retrieval_jax.cluster_scan import scan
-from retrieval_jax.distances import centre, matrix, over_chunks, scores
+from retrieval_jax.distances import centre, matrix, over_chunks, same_features, scores
 from retrieval_jax.kmeans import kmeans, predict
 from retrieval_jax.ranking import Neighbours
 
@@ -100,7 +100,7 @@ def group(gallery: ArrayLike, labels: ArrayLike, centroids: ArrayLike) -> Cluste
       ([0, 2, 1], [0, 2, 3])
     """
     gallery, centroids = matrix(gallery, "gallery"), matrix(centroids, "centroids")
-    _same_features(gallery, "gallery", centroids)
+    same_features(gallery, "gallery", centroids)
     labels = _cells(labels, (len(gallery),), len(centroids), "labels")
     return _grouped(gallery, labels, centroids)
 
@@ -127,7 +127,7 @@ def add(index: ClusterIndex, rows: ArrayLike) -> ClusterIndex:
       [0, 2, 3, 1]
     """
     rows = matrix(rows, "rows")
-    _same_features(rows, "rows", index.centroids)
+    same_features(rows, "rows", index.centroids)
     return _added(index, rows, predict(rows, index.centroids))
 
 
@@ -159,7 +159,7 @@ def search(index: ClusterIndex, queries: ArrayLike, k: int, *, probes: int) -> N
       ([[2, 0, -1]], [[0.5, 1.5, inf]])
     """
     queries = matrix(queries, "queries")
-    _same_features(queries, "queries", index.centroids)
+    same_features(queries, "queries", index.centroids)
     cells = len(index.centroids)
     if not 1 <= probes <= cells:
         raise ValueError(f"probes must be between 1 and the number of cells, {cells}; is {probes}.")
@@ -188,7 +188,7 @@ def search_cells(index: ClusterIndex, queries: ArrayLike, cells: ArrayLike, k: i
       [[1]]
     """
     queries = matrix(queries, "queries")
-    _same_features(queries, "queries", index.centroids)
+    same_features(queries, "queries", index.centroids)
     cells = jnp.asarray(cells)
     if cells.ndim != 2 or len(cells) != len(queries) or cells.shape[1] < 1:
         raise ValueError(f"cells must have a row for each query; their shape is {cells.shape}.")
@@ -199,13 +199,6 @@ def search_cells(index: ClusterIndex, queries: ArrayLike, cells: ArrayLike, k: i
     if k < 1:
         raise ValueError(f"k must be at least 1; it is {k}.")
     return scan(index, queries, cells, k)
-
-
-def _same_features(rows: jax.Array, name: str, centroids: jax.Array) -> None:
-    if rows.shape[1] != centroids.shape[1]:
-        raise ValueError(
-            f"{name} have {rows.shape[1]} features, but centroids have {centroids.shape[1]}."
-        )
 
 
 def _cells(values: ArrayLike, shape: tuple[int, ...], cells: int, name: str) -> jax.Array:

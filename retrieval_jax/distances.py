@@ -116,3 +116,29 @@ def scores(rows: jax.Array, references: jax.Array) -> jax.Array:
     """
     products = jnp.dot(references, rows.T, precision=FULL_PRECISION)
     return (references**2).sum(1)[:, None] - 2 * products
+
+
+def unit(rows: jax.Array) -> jax.Array:
+    """Rows [..., d] scaled to length 1; a row of zeros stays as it is.
+
+    Example:
+      >>> unit(jnp.array([[0.0, 5.0], [0.0, 0.0]])).tolist()
+      [[0.0, 1.0], [0.0, 0.0]]
+    """
+    # Powers of two first: squares of tiny or huge rows would leave float32.
+    largest = jnp.abs(rows).max(-1, keepdims=True)
+    rows = jnp.ldexp(rows, -jnp.frexp(largest)[1])
+    length = jnp.sqrt((rows**2).sum(-1, keepdims=True))
+    return rows / jnp.where(length > 0, length, 1)
+
+
+def same_features(rows: jax.Array, name: str, centroids: jax.Array) -> None:
+    """Raises a ValueError unless rows [n, d] and centroids [k, d] agree in d.
+
+    Example:
+      >>> same_features(jnp.ones((3, 2)), "points", jnp.ones((1, 2)))
+    """
+    if rows.shape[1] != centroids.shape[1]:
+        raise ValueError(
+            f"{name} have {rows.shape[1]} features, but centroids have {centroids.shape[1]}."
+        )

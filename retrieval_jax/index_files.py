@@ -15,6 +15,7 @@ import numpy as np
 
 from retrieval_jax.cluster_index import ClusterIndex
 from retrieval_jax.errors import UserError
+from retrieval_jax.workdir import replacing
 
 _MAGIC = b"RJXINDEX"
 _VERSION = 1
@@ -61,12 +62,10 @@ def save(path: Path, index: ClusterIndex) -> None:
             "crc32": checksum,
         }
     ).encode()
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
+    with replacing(path) as file:
         file.write(_MAGIC + len(header).to_bytes(8, "little") + header)
         for array in arrays:
             file.write(array.data)
-    temporary.replace(path)
 
 
 def load(path: Path) -> ClusterIndex:

@@ -112,7 +112,9 @@ def rows_of_true(mask: jax.Array, most: int) -> jax.Array:
         rank = jnp.where(upper, rank - low, rank)
         word = jnp.where(upper, word >> half, word)
         row = jnp.where(upper, row + half, row)
-    return jnp.where(missing, n, row)
+    # They ascend already. But XLA merges no cumulative maximum into what gathers by these rows,
+    # where it would work each one out anew for every value gathered.
+    return lax.cummax(jnp.where(missing, n, row), axis=0)
 
 
 def _ones(words: jax.Array) -> jax.Array:

@@ -19,6 +19,7 @@ from retrieval_jax import kmeans as single_kmeans
 from retrieval_jax.distances import matrix
 from retrieval_jax.kmeans.points import check_weights
 from retrieval_jax.kmeans.seeding import BLOCK
+from retrieval_jax.ranking.neighbours import checked_mask
 
 _ROWS = P(devices.AXIS)
 
@@ -56,15 +57,15 @@ def kmeans(
       ([0.5, 8.5], (4,))
     """
     mesh, n = devices.mesh(), len(points)  # type: ignore[arg-type]
+    if mesh.size == 1:
+        return single_kmeans.kmeans(
+            key, points, k, weights=weights, initial_centroids=initial_centroids, **options
+        )
     if not 1 <= k <= n:
         raise ValueError(f"k must be between 1 and the number of points, {n}; it is {k}.")
     weights = check_weights(weights, n, k)
     if initial_centroids is not None:
         initial_centroids = matrix(initial_centroids, "initial_centroids")
-    if mesh.size == 1:
-        return single_kmeans.kmeans(
-            key, points, k, weights=weights, initial_centroids=initial_centroids, **options
-        )
     # Whole blocks on each device, so that the seeding draws from the same ones.
     points = matrix(_shared(mesh, points, BLOCK), "points")
     weights = _shared(mesh, weights, BLOCK)
@@ -105,9 +106,7 @@ def nearest(
     mesh, n = devices.mesh(), len(gallery)  # type: ignore[arg-type]
     if mesh.size == 1:
         return ranking.nearest(queries, gallery, k, mask=mask, **options)
-    mask = np.ones(n, bool) if mask is None else np.asarray(mask)
-    if mask.shape != (n,) or mask.dtype != bool:
-        raise ValueError(f"mask must be {n} bools; it is {mask.dtype} of shape {mask.shape}.")
+    mask = checked_mask(mask, n)
     queries, gallery = matrix(queries, "queries"), matrix(_shared(mesh, gallery, 1), "gallery")
     return _nearest(mesh, k, tuple(options.items()), queries, gallery, _shared(mesh, mask, 1))
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from jax.typing import ArrayLike
@@ -67,19 +68,23 @@ def claim(workdir: Path, name: str, content: dict) -> None:
 
 def write_json(path: Path, content: Any) -> None:
     """Writes JSON whole or not at all."""
-    _replace(path, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    with replacing(path) as file:
+        file.write(text.encode())
 
 
 def write_arrays(path: Path, **arrays: ArrayLike) -> None:
     """Writes an .npz of plain arrays, whole or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp.npz")
-    np.savez(temporary, allow_pickle=False, **{name: np.asarray(a) for name, a in arrays.items()})
-    temporary.replace(path)
+    with replacing(path) as file:
+        np.savez(file, allow_pickle=False, **{name: np.asarray(a) for name, a in arrays.items()})
 
 
-def _replace(path: Path, text: str) -> None:
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file to write that takes the place of `path` once it is whole."""
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
+    with temporary.open("wb") as file:
+        yield file
     temporary.replace(path)
 
 

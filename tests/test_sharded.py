@@ -53,5 +53,5 @@ def test_wrong_arguments_are_named():
         sharded.kmeans(KEY, np.full((9, 2), np.nan), 2)
     with pytest.raises(ValueError, match="gallery must be finite"):
         sharded.nearest(np.zeros((1, 2)), np.full((9, 2), np.nan), 2)
-    with pytest.raises(ValueError, match="mask must be 9 bools; it is int64"):
+    with pytest.raises(ValueError, match="mask must be 9 booleans, one a gallery row; it is int"):
         sharded.nearest(np.zeros((1, 2)), np.zeros((9, 2)), 2, mask=np.ones(9, int))

@@ -7,8 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from retrieval_jax.distances import matrix, over_chunks, scores
-from retrieval_jax.kmeans.points import unit
+from retrieval_jax.distances import matrix, over_chunks, same_features, scores, unit
 
 
 def predict(
@@ -38,10 +37,8 @@ def predict(
       >>> predict([[0.0], [4.0], [5.0]], [[0.0], [5.0]]).tolist()
       [0, 1, 1]
     """
-    points, centroids = _checked(points, centroids)
-    return assign_all(
-        points, centroids, chunk_rows(chunk_size, *_counts(points, centroids)), spherical
-    )[0]
+    points, centroids, chunk = _checked(points, centroids, chunk_size)
+    return assign_all(points, centroids, chunk, spherical)[0]
 
 
 def transform(
@@ -69,10 +66,8 @@ def transform(
       >>> transform([[0.0, 0.0], [3.0, 0.0]], [[3.0, 4.0], [0.0, 0.0]]).tolist()
       [[5.0, 0.0], [4.0, 3.0]]
     """
-    points, centroids = _checked(points, centroids)
-    return _transform(
-        points, centroids, chunk_rows(chunk_size, *_counts(points, centroids)), spherical
-    )
+    points, centroids, chunk = _checked(points, centroids, chunk_size)
+    return _transform(points, centroids, chunk, spherical)
 
 
 def chunk_rows(chunk_size: int | None, n: int, k: int) -> int:
@@ -145,15 +140,10 @@ def _transform(points, centroids, chunk, spherical) -> jax.Array:
     return over_chunks(points, chunk, fill, jnp.zeros((len(points), len(centroids)), jnp.float32))
 
 
-def _checked(points: ArrayLike, centroids: ArrayLike) -> tuple[jax.Array, jax.Array]:
+def _checked(
+    points: ArrayLike, centroids: ArrayLike, chunk_size: int | None
+) -> tuple[jax.Array, jax.Array, int]:
     points = matrix(points, "points")
     centroids = matrix(centroids, "centroids").astype(jnp.float32)
-    if points.shape[1] != centroids.shape[1]:
-        raise ValueError(
-            f"points have {points.shape[1]} features, but centroids have {centroids.shape[1]}."
-        )
-    return points, centroids
-
-
-def _counts(points: jax.Array, centroids: jax.Array) -> tuple[int, int]:
-    return len(points), len(centroids)
+    same_features(points, "points", centroids)
+    return points, centroids, chunk_rows(chunk_size, len(points), len(centroids))

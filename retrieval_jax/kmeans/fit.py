@@ -19,10 +19,10 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from retrieval_jax.distances import matrix
+from retrieval_jax.distances import matrix, unit
 from retrieval_jax.kmeans.assignment import assign_all, chunk_rows
 from retrieval_jax.kmeans.passes import Statistics, dense_passes, move
-from retrieval_jax.kmeans.points import Points, check_weights, moments, unit
+from retrieval_jax.kmeans.points import Points, check_weights, moments
 from retrieval_jax.kmeans.pruning import pruned_passes
 from retrieval_jax.kmeans.seeding import many_seeds, plus_plus, random_points
 
@@ -191,7 +191,7 @@ def _kmeans(
 ) -> KMeansResult:
     zero = jnp.zeros(points.shape[1], jnp.float32)
     data = Points(points, weights, zero, chunk, spherical, axis_name)
-    centre, variance, _ = moments(data)
+    centre, variance = moments(data)
     data = data._replace(centre=centre)
 
     if initial is None:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from retrieval_jax.distances import matrix
+from retrieval_jax.distances import matrix, same_features
 from retrieval_jax.kmeans.assignment import chunk_rows
 from retrieval_jax.kmeans.passes import Statistics, dense_statistics, move
 from retrieval_jax.kmeans.points import Points, check_weights, moments
@@ -105,11 +105,10 @@ def mini_batch_step(
       ([[0.5], [8.0]], [2.0, 1.0], 2.0)
     """
     points = matrix(points, "points")
-    k, d = state.centroids.shape
-    if points.shape[1] != d:
-        raise ValueError(f"points have {points.shape[1]} features, but centroids have {d}.")
+    same_features(points, "points", state.centroids)
     weights = check_weights(weights, len(points), 0)
-    return _step(state, points, weights, spherical, chunk_rows(None, len(points), k), axis_name)
+    chunk = chunk_rows(None, len(points), len(state.centroids))
+    return _step(state, points, weights, spherical, chunk, axis_name)
 
 
 @partial(jax.jit, static_argnums=(3, 4, 5, 6))

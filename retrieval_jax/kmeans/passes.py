@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from retrieval_jax.distances import FULL_PRECISION
+from retrieval_jax.distances import FULL_PRECISION, unit
 from retrieval_jax.kmeans.assignment import assign
-from retrieval_jax.kmeans.points import Points, unit
+from retrieval_jax.kmeans.points import Points
 from retrieval_jax.kmeans.seeding import farthest
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from retrieval_jax.distances import over_chunks
+from retrieval_jax.distances import FULL_PRECISION, over_chunks, unit
 
 Carry = TypeVar("Carry")
 
@@ -70,16 +70,8 @@ class Points(NamedTuple):
         return lax.axis_index(self.axis_name), lax.axis_size(self.axis_name)
 
 
-def unit(rows: jax.Array) -> jax.Array:
-    """Rows [..., d] scaled to length 1; a row of zeros stays as it is."""
-    largest = jnp.abs(rows).max(-1, keepdims=True)  # squares of tiny and huge rows are not finite
-    rows = rows / jnp.where(largest > 0, largest, 1)
-    length = jnp.sqrt((rows**2).sum(-1, keepdims=True))
-    return rows / jnp.where(length > 0, length, 1)
-
-
-def moments(points: Points) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The weighted mean [d], the average over the features of their variance, and the weight.
+def moments(points: Points) -> tuple[jax.Array, jax.Array]:
+    """The weighted mean [d], and the average over the features of their variance.
 
     The mean is of the rows as `points.prepare` gives them with the centre that points have, and is
     found twice: a sum of raw values rounds their common offset n times over.
@@ -87,7 +79,7 @@ def moments(points: Points) -> tuple[jax.Array, jax.Array, jax.Array]:
 
     def sums(shifted: Points) -> tuple[jax.Array, jax.Array, jax.Array]:
         def add(carry, _, rows, weights):
-            first = jnp.dot(weights, rows, precision=lax.Precision.HIGHEST)
+            first = jnp.dot(weights, rows, precision=FULL_PRECISION)
             second = (weights[:, None] * rows**2).sum(0)
             return carry[0] + first, carry[1] + second, carry[2] + weights.sum()
 
@@ -98,7 +90,7 @@ def moments(points: Points) -> tuple[jax.Array, jax.Array, jax.Array]:
     mean = points.centre + first / weight
     rest, squares, _ = sums(points._replace(centre=mean))
     rest = rest / weight
-    return mean + rest, (squares / weight - rest**2).mean(), weight
+    return mean + rest, (squares / weight - rest**2).mean()
 
 
 def check_weights(weights: ArrayLike | None, n: int, k: int) -> jax.Array:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from retrieval_jax.distances import scores
+from retrieval_jax.distances import FULL_PRECISION, scores
 from retrieval_jax.kmeans.assignment import assign
 from retrieval_jax.kmeans.points import Points
 
@@ -67,7 +67,8 @@ def plus_plus(points: Points, key: jax.Array, k: int) -> jax.Array:
             here = jnp.maximum(scores(rows, centroids) + (rows**2).sum(1), 0)
             here = jnp.minimum(here, lax.dynamic_slice_in_dim(nearest, start, len(rows)))
             whole, sums = out
-            return lax.dynamic_update_slice_in_dim(whole, here, start, 1), sums + here @ weights
+            total = jnp.dot(here, weights, precision=FULL_PRECISION)
+            return lax.dynamic_update_slice_in_dim(whole, here, start, 1), sums + total
 
         zero = jnp.zeros((len(centroids), n), jnp.float32), jnp.zeros(len(centroids), jnp.float32)
         options, sums = points.fold(fill, zero)

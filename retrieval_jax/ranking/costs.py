@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from retrieval_jax.distances import FULL_PRECISION
+from retrieval_jax.distances import FULL_PRECISION, unit
 from retrieval_jax.ranking.neighbours import Metric
 
 
@@ -37,13 +37,7 @@ def as_compared(rows: jax.Array, metric: Metric) -> jax.Array:
       [[0.0, 1.0], [0.0, 0.0]]
     """
     rows = rows.astype(jnp.float32)
-    if metric != "cosine":
-        return rows
-    # Powers of two first: squares of tiny or huge rows would leave float32.
-    largest = jnp.abs(rows).max(-1, keepdims=True)
-    rows = jnp.ldexp(rows, -jnp.frexp(largest)[1])
-    length = jnp.sqrt((rows**2).sum(-1, keepdims=True))
-    return rows / jnp.where(length > 0, length, 1)
+    return unit(rows) if metric == "cosine" else rows
 
 
 def costs(queries: jax.Array, rows: jax.Array, metric: Metric) -> jax.Array:

@@ -39,10 +39,10 @@ def nearest(
     rows more than 1e18 apart count as infinitely far, rows less than 1e-19 apart as equal.
 
     Fastest where few principal components hold most of the variance, as in embeddings. Distances
-    that tie, to rounding, in greater number than k + 24 cost one pass over the gallery a query.
+    that tie, to rounding, in greater number than k / 2 + 28 cost one pass over the gallery a query.
 
     Besides the arrays and the q × k result it needs memory for gallery_chunk × (3 d + 2
-    query_chunk) + query_chunk × min(2 k + 24, gallery_chunk / 16) × (d + 64) floats, whatever q
+    query_chunk) + query_chunk × min(1.5 k + 28, gallery_chunk / 16) × (d + 64) floats, whatever q
     and n.
 
     Args:

@@ -9,7 +9,13 @@ from jax.typing import ArrayLike
 
 from retrieval_jax.distances import matrix
 from retrieval_jax.ranking.costs import as_distances
-from retrieval_jax.ranking.neighbours import Metric, Neighbours, check_options, check_sizes
+from retrieval_jax.ranking.neighbours import (
+    Metric,
+    Neighbours,
+    check_options,
+    check_sizes,
+    checked_mask,
+)
 from retrieval_jax.ranking.tiles import Found, Setting, least, search
 
 
@@ -57,9 +63,7 @@ def nearest_streamed(
     n = len(gallery)
     check_sizes(queries.shape[1], gallery.shape[1], k, query_chunk, gallery_chunk)
     check_options(len(queries), n, metric, exclude_self)
-    mask = np.ones(n, bool) if mask is None else mask
-    if mask.shape != (n,) or mask.dtype != bool:
-        raise ValueError(f"mask must be {n} booleans; it is {mask.dtype} {mask.shape}.")
+    host_mask = np.asarray(checked_mask(mask, n))
     size = min(gallery_chunk, n)
     setting = Setting(k, metric, exclude_self, None, min(query_chunk, len(queries)), size)
 
@@ -67,7 +71,7 @@ def nearest_streamed(
         pad = max(0, start + size - n)
         rows = matrix(gallery[start : start + size], "gallery")
         return jnp.pad(rows, ((0, pad), (0, 0))), jnp.asarray(
-            np.pad(mask[start : start + size], (0, pad))
+            np.pad(host_mask[start : start + size], (0, pad))
         )
 
     shape = (len(queries), k)

@@ -12,17 +12,19 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from retrieval_jax.distances import FULL_PRECISION
+from retrieval_jax.distances import FULL_PRECISION, over_chunks
 from retrieval_jax.ranking.costs import Basis, as_compared, bounds, costs, find_basis
 from retrieval_jax.ranking.neighbours import Metric
 from retrieval_jax.selection import GROUP, rows_of_true, threshold
 
 # With the three features of the bounds a multiple of 8, which vectors are made of.
 _COMPONENTS = 21
+# Rows whose bounds are made together.
+_ROWS = 2048
 # Most variance that the other components may hold for the few to be worth a try.
 _RESIDUE = 0.1
 # Queries that are sooner scanned one by one than the bounds of all rows are made.
-_FEW = 32
+_FEW = 3
 
 
 class Found(NamedTuple):
@@ -45,12 +47,12 @@ class Setting(NamedTuple):
     @property
     def most(self) -> int:
         """Candidates for k neighbours: what the bounds cannot tell apart must fit."""
-        return 2 * self.k + 24
+        return self.k + self.k // 2 + 28
 
     @property
     def fewest(self) -> int:
         """Candidates that are likely to suffice."""
-        return self.k + self.k // 2 + 16
+        return self.k + self.k // 4 + 16
 
 
 class _Tile(NamedTuple):
@@ -87,19 +89,16 @@ def search(
       Found(costs=Array([[1.]], dtype=float32), indices=Array([[71]], dtype=int32))
     """
     n = len(gallery)
-    size = -(-min(setting.gallery_chunk, n) // GROUP) * GROUP
+    size = min(setting.gallery_chunk, n)
     basis = find_basis(gallery, setting.metric)
-    # Only a gallery smaller than one tile is ever copied.
-    gallery = jnp.pad(gallery, ((0, max(0, size - n)), (0, 0)))
-    mask = jnp.pad(mask, (0, max(0, size - n)))
 
     def search_tile(i: jax.Array, found: Found) -> Found:
         # The last tile of a ragged count starts early so as to be whole.
-        start = jnp.minimum(i * size, len(gallery) - size)
+        start = jnp.minimum(i * size, n - size)
         valid = lax.dynamic_slice_in_dim(mask, start, size)
         valid &= start + jnp.arange(size) >= i * size
         rows = lax.dynamic_slice_in_dim(gallery, start, size)
-        tile = _Tile(as_compared(rows, setting.metric), valid, first + start, n <= size)
+        tile = _Tile(as_compared(rows, setting.metric), valid, first + start, n == size)
         return _search_tile(found, queries, tile, basis, setting)
 
     shape = (len(queries), setting.k)
@@ -130,8 +129,7 @@ def _search_tile(found: Found, queries, tile: _Tile, basis: Basis, setting: Sett
 
 def _filter(state, queries, tile, basis, components, setting) -> tuple[Found, jax.Array]:
     """Adds the tile to the neighbours of queries not done, where bounds can prove the result."""
-    features, _ = bounds(tile.rows, basis, components, setting.metric)
-    features = features.at[:, -2].set(jnp.where(tile.valid, features[:, -2], jnp.inf))
+    features = _features(tile, basis, components, setting.metric)
     chunk = setting.query_chunk
     turns = jnp.argsort(state[1], stable=True).astype(jnp.int32)
     left = (~state[1]).sum()
@@ -148,13 +146,30 @@ def _filter(state, queries, tile, basis, components, setting) -> tuple[Found, ja
         else:
             candidates, limit = _candidates(values, old.costs[:, -1], setting)
         # Nothing was found before the only tile: nothing to merge with.
-        new = _add(None if tile.alone else old, number, rows, candidates, tile, setting)
+        near = tile.rows.at[candidates].get(mode="clip")
+        ranked = Found(costs(rows[:, None], near, setting.metric), candidates)
+        new = _add(None if tile.alone else old, number, ranked, tile, setting)
         proven = (new.costs[:, -1] <= limit) & ~done[number]
         at = jnp.where(proven, number, len(done))
         found = jax.tree.map(lambda of, to: of.at[at].set(to, mode="drop"), found, new)
         return found, done.at[at].set(True, mode="drop")
 
     return lax.fori_loop(0, -(-left // chunk), add, state)
+
+
+def _features(tile: _Tile, basis: Basis, components: int, metric: Metric) -> jax.Array:
+    """What `bounds` makes of the tile, in whole groups; infinite for rows not to be found."""
+    t = len(tile.rows)
+    valid = jnp.pad(tile.valid, (0, -t % GROUP))
+
+    def fill(out: jax.Array, start: jax.Array, rows: jax.Array, _) -> jax.Array:
+        features, _ = bounds(rows, basis, components, metric)
+        return lax.dynamic_update_slice(out, features, (start, 0))
+
+    # A chunk at a time: what is made on the way stays in cache.
+    features = jnp.zeros((len(valid), components + 3), jnp.float32)
+    features = over_chunks(tile.rows, min(_ROWS, t), fill, features)
+    return features.at[:, -2].set(jnp.where(valid, features[:, -2], jnp.inf))
 
 
 def _candidates(values, ceiling, setting) -> tuple[jax.Array, jax.Array]:
@@ -182,15 +197,13 @@ def _approximate_candidates(values, setting) -> tuple[jax.Array, jax.Array]:
     return rows, jnp.full(c, jnp.inf)
 
 
-def _add(found, number, queries, candidates, tile, setting) -> Found:
-    """Ranks candidates [c, m] (ascending; beyond the tile: none) into the neighbours found."""
-    rows = tile.rows.at[candidates].get(mode="clip")
-    here = costs(queries[:, None], rows, setting.metric)
-    indices = tile.first + candidates
-    missing = candidates >= len(tile.rows)
+def _add(found: Found | None, number, here: Found, tile: _Tile, setting: Setting) -> Found:
+    """The least of what was found and of rows of the tile, ascending; those beyond it are none."""
+    indices = tile.first + here.indices
+    missing = here.indices >= len(tile.rows)
     if setting.exclude_self:
         missing |= indices == number[:, None]
-    added = Found(jnp.where(missing, jnp.inf, here), jnp.where(missing, -1, indices))
+    added = Found(jnp.where(missing, jnp.inf, here.costs), jnp.where(missing, -1, indices))
     if found is not None:
         # Those found before come first: their indices are lower.
         added = Found(*(jnp.concatenate(pair, 1) for pair in zip(found, added, strict=True)))
@@ -204,9 +217,9 @@ def _scan(state, queries, tile, setting) -> Found:
     def add(state: tuple[Found, jax.Array]) -> tuple[Found, jax.Array]:
         found, done = state
         number = done.argmin()[None]
-        rows = as_compared(queries[number], setting.metric)
-        old = jax.tree.map(lambda of: of[number], found)
-        new = _add(old, number, rows, every, tile, setting)
+        query = as_compared(queries[number], setting.metric)
+        here = Found(costs(query, tile.rows, setting.metric)[None], every)
+        new = _add(jax.tree.map(lambda of: of[number], found), number, here, tile, setting)
         found = jax.tree.map(lambda of, to: of.at[number].set(to), found, new)
         return found, done.at[number].set(True)
 
