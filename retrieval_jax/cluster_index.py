@@ -163,7 +163,8 @@ def search(index: ClusterIndex, queries: ArrayLike, k: int, *, probes: int) -> N
     cells = len(index.centroids)
     if not 1 <= probes <= cells:
         raise ValueError(f"probes must be between 1 and the number of cells, {cells}; is {probes}.")
-    return search_cells(index, queries, _nearest_cells(index, queries, probes), k)
+    _check_neighbours(k)
+    return scan(index, queries, _nearest_cells(index, queries, probes), k)
 
 
 def search_cells(index: ClusterIndex, queries: ArrayLike, cells: ArrayLike, k: int) -> Neighbours:
@@ -196,9 +197,13 @@ def search_cells(index: ClusterIndex, queries: ArrayLike, cells: ArrayLike, k: i
     ordered = jnp.sort(cells, 1)
     if not isinstance(cells, jax.core.Tracer) and bool((ordered[:, 1:] == ordered[:, :-1]).any()):
         raise ValueError("cells must name no cell twice for the same query.")
+    _check_neighbours(k)
+    return scan(index, queries, cells, k)
+
+
+def _check_neighbours(k: int) -> None:
     if k < 1:
         raise ValueError(f"k must be at least 1; it is {k}.")
-    return scan(index, queries, cells, k)
 
 
 def _cells(values: ArrayLike, shape: tuple[int, ...], cells: int, name: str) -> jax.Array:
