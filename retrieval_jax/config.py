@@ -14,7 +14,7 @@ import optax
 from ml_collections import ConfigDict
 
 from retrieval_jax import devices
-from retrieval_jax.augment import Augment, random_flip, random_shift
+from retrieval_jax.augment import Augment, colour_jitter, cutout, random_flip, random_shift
 from retrieval_jax.data.folder import from_folder
 from retrieval_jax.data.images import ImageSet, digits
 from retrieval_jax.data.npz import from_npz
@@ -22,7 +22,7 @@ from retrieval_jax.data.tfds_source import from_tfds
 from retrieval_jax.errors import UserError
 from retrieval_jax.models import AutoEncoder, Decoder, Encoder, Head
 from retrieval_jax.objective import Objective, Term, classification_term, reconstruction_term
-from retrieval_jax.training.loop import Recipe
+from retrieval_jax.training.epochs import Recipe
 
 
 def default() -> ConfigDict:
@@ -66,9 +66,15 @@ def default() -> ConfigDict:
     optimizer.warmup_fraction = 0.0  # share of the steps in which the rate rises from 0
     optimizer.decay = "none"  # "none", or "cosine" from the peak to 0 at the last step
 
+    # Of the fit images, in this order; a reconstruction is compared with the augmented image.
     c.augmentation = augmentation = ConfigDict()
     augmentation.flip = False  # mirror left to right, half of the images
-    augmentation.shift = 0  # move by up to this many pixels, mirrored at the border
+    augmentation.shift = 0  # move by up to this many pixels: a random crop with a border
+    augmentation.border = "reflect"  # of the shift: "reflect", the image mirrored, or "constant", 0
+    augmentation.brightness = 0.0  # scale by a factor of 1 ± up to this, at most 1
+    augmentation.contrast = 0.0  # likewise the distance from the mean grey
+    augmentation.saturation = 0.0  # likewise each pixel's distance from its grey
+    augmentation.cutout = 0  # side in pixels of a square made black
 
     c.embedding = embedding = ConfigDict()
     embedding.normalize = False  # scale each embedding to length 1
@@ -96,6 +102,7 @@ def check(c: ConfigDict) -> None:
       UserError: names the key, its value and what it accepts.
     """
     _one_of("data.source", c.data.source, ("digits", "tfds", "folder", "npz"))
+    _one_of("augmentation.border", c.augmentation.border, ("reflect", "constant"))
     _one_of("optimizer.decay", c.optimizer.decay, ("none", "cosine"))
     for key in (
         "data.queries",
@@ -118,6 +125,7 @@ def check(c: ConfigDict) -> None:
         "objective.reconstruction_weight",
         "objective.classification_weight",
         "augmentation.shift",
+        "augmentation.cutout",
         "clustering.tolerance",
         "optimizer.weight_decay",
         "report.tsne_points",
@@ -133,6 +141,11 @@ def check(c: ConfigDict) -> None:
     ):
         if not 0 <= _value(c, key) < 1:
             raise UserError(f"{key} must be at least 0 and below 1, got {_value(c, key)}")
+    for key in ("brightness", "contrast", "saturation"):
+        if not 0 <= c.augmentation[key] <= 1:
+            raise UserError(
+                f"augmentation.{key} must be at least 0 and at most 1, got {c.augmentation[key]}"
+            )
     for key in ("optimizer.learning_rate", "optimizer.epsilon"):
         if not 0 < _value(c, key) < float("inf"):
             raise UserError(f"{key} must be a positive number, got {_value(c, key)}")
@@ -240,6 +253,7 @@ def build_recipe(c: ConfigDict, channels: int, classes: int, fit: int) -> Recipe
         epochs=c.training.epochs,
         batch_size=c.training.batch_size,
         validation_batch_size=c.embedding.batch_size,
+        steps_per_call=devices.steps_per_call(),
         seed=c.seed,
     )
 
@@ -290,13 +304,20 @@ def _build_optimizer(c: ConfigDict, steps: int) -> optax.GradientTransformation:
 
 
 def _build_augment(c: ConfigDict) -> Augment:
-    def augment(key: jax.Array, images: jax.Array) -> jax.Array:
-        flip_key, shift_key = jax.random.split(key)
-        if c.augmentation.flip:
-            images = random_flip(flip_key, images)
-        if c.augmentation.shift:
-            images = random_shift(shift_key, images, c.augmentation.shift)
-        return images
+    a = c.augmentation
+    jitter = (a.brightness, a.contrast, a.saturation)
+
+    def augment(key: jax.Array, image: jax.Array) -> jax.Array:
+        flip_key, shift_key, jitter_key, cutout_key = jax.random.split(key, 4)
+        if a.flip:
+            image = random_flip(flip_key, image)
+        if a.shift:
+            image = random_shift(shift_key, image, a.shift, a.border)
+        if any(jitter):
+            image = colour_jitter(jitter_key, image, *jitter)
+        if a.cutout:
+            image = cutout(cutout_key, image, a.cutout)
+        return image
 
     return augment
 

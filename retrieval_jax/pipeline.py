@@ -27,8 +27,9 @@ from retrieval_jax.progress import say
 from retrieval_jax.randomness import key_for
 from retrieval_jax.report.write import write_figures, write_report
 from retrieval_jax.training.checkpoints import Checkpoints
+from retrieval_jax.training.epochs import DataSet
 from retrieval_jax.training.logs import MetricLog
-from retrieval_jax.training.loop import DataSet, train
+from retrieval_jax.training.loop import train
 from retrieval_jax.training.step import TrainState, as_float
 from retrieval_jax.workdir import claim, open_workdir, write_arrays, write_json
 

@@ -8,16 +8,20 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import linen as nn
 from numpy_model import autoencoder, randomised
 from scipy.special import log_softmax
 
 from retrieval_jax import devices
+from retrieval_jax.augment import random_shift
 from retrieval_jax.errors import UserError
 from retrieval_jax.models import AutoEncoder, Decoder, Encoder, Head
 from retrieval_jax.objective import Batch, classification_term, reconstruction_term
+from retrieval_jax.randomness import key_for
 from retrieval_jax.training.checkpoints import Checkpoints
+from retrieval_jax.training.epochs import DataSet, Recipe, fit_batch
 from retrieval_jax.training.logs import MetricLog
-from retrieval_jax.training.loop import DataSet, Recipe, train
+from retrieval_jax.training.loop import train
 from retrieval_jax.training.step import TrainState, create_state, train_step, validation_step
 
 WEIGHTS = {"reconstruction": 3.0, "classification": 0.5}
@@ -144,10 +148,11 @@ def recipe(**changes):
             "model": small_model(),
             "objective": OBJECTIVE,
             "optimizer": optax.adam(1e-3),
-            "augment": lambda key, images: images,
+            "augment": lambda key, image: image,
             "epochs": 3,
             "batch_size": 8,
             "validation_batch_size": 4,
+            "steps_per_call": 1,
             "seed": 0,
         }
         | changes
@@ -200,9 +205,9 @@ def test_ragged_validation_equals_one_batch(tmp_path):
 def test_an_epoch_visits_every_image_once_in_a_new_order(tmp_path):
     seen = []
 
-    def watch(key, images):
-        jax.debug.callback(lambda x: seen.append(np.asarray(x)), images, ordered=False)
-        return images
+    def watch(key, image):
+        jax.debug.callback(lambda x: seen.append(np.asarray(x)), image, ordered=False)
+        return image
 
     fit = DataSet(
         np.arange(16, dtype=np.uint8)[:, None, None, None] * np.ones((1, 4, 8, 2), np.uint8),
@@ -210,24 +215,128 @@ def test_an_epoch_visits_every_image_once_in_a_new_order(tmp_path):
     )
     train_in(tmp_path, recipe(epochs=2, batch_size=8, augment=watch), fit, data_set(0))
     jax.effects_barrier()
-    orders = np.rint(np.concatenate(seen)[:, 0, 0, 0] * 255).astype(int)
+    orders = np.rint(np.stack(seen)[:, 0, 0, 0] * 255).astype(int)
     assert sorted(orders) == sorted([*range(16)] * 2)
 
 
+def epoch_order(seed, epoch, rows):
+    return np.asarray(jax.random.permutation(key_for(seed, "shuffle", epoch), rows))
+
+
+SGD = optax.sgd(0.1, momentum=0.9)  # unlike Adam, it makes no steps of gradients that are rounding
+
+
+class PlainDecoder(nn.Module):
+    """The decoder with plain Flax layers, under the same parameter names."""
+
+    @nn.compact
+    def __call__(self, x):
+        def norm(name):
+            return nn.BatchNorm(False, momentum=0.99, epsilon=1e-3, name=name)
+
+        x = nn.relu(norm("norm0")(x)).repeat(2, 1).repeat(2, 2)
+        x = nn.relu(norm("norm1")(nn.Conv(3, (3, 3), name="conv1")(x)))
+        return nn.sigmoid(nn.Conv(2, (3, 3), name="output")(x))
+
+
+class PlainAutoEncoder(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        encoder = Encoder((3,), 4, name="encoder")
+        bottleneck = encoder(x, True)
+        embedding = bottleneck.mean((1, 2))
+        return PlainDecoder(name="decoder")(bottleneck), Head(3, name="head")(embedding)
+
+
+def plain_losses(fit, epochs, batch_size):
+    """Mean total loss of each epoch, by a loop over plain Flax and optax on one device."""
+    state = create_state(small_model(), SGD, key_for(0, "init"), fit.images.shape[1:])
+    params, stats, moments = state.params, state.batch_stats, state.opt_state
+
+    @jax.jit
+    def step(params, stats, moments, images, labels):
+        def loss(params):
+            variables = {"params": params, "batch_stats": stats}
+            (reconstruction, logits), updates = PlainAutoEncoder().apply(
+                variables, images, mutable=["batch_stats"]
+            )
+            entropy = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+            squared = ((reconstruction - images) ** 2).mean()
+            total = WEIGHTS["reconstruction"] * squared + WEIGHTS["classification"] * entropy
+            return total, updates["batch_stats"]
+
+        (value, stats_after), gradients = jax.value_and_grad(loss, has_aux=True)(params)
+        updates, moments_after = SGD.update(gradients, moments)
+        return optax.apply_updates(params, updates), stats_after, moments_after, value
+
+    means = []
+    for epoch in range(1, epochs + 1):
+        order = epoch_order(0, epoch, len(fit.images))
+        values = []
+        for i in range(len(order) // batch_size):
+            rows = order[i * batch_size : (i + 1) * batch_size]
+            images = fit.images[rows].astype(np.float32) / 255
+            params, stats, moments, value = step(params, stats, moments, images, fit.labels[rows])
+            values.append(float(value))
+        means.append(np.mean(values))
+    return means
+
+
+def test_two_epochs_are_a_plain_loops_whatever_the_steps_of_a_call(tmp_path):
+    fit, validation = data_set(45), data_set(20, seed=1)
+    two_epochs = recipe(epochs=2, optimizer=SGD)
+    (one, one_history), (many, many_history) = (
+        train_in(
+            tmp_path / str(n), recipe(epochs=2, optimizer=SGD, steps_per_call=n), fit, validation
+        )
+        for n in (1, 3)  # five steps an epoch: calls of 3 and 2
+    )
+    losses = [row["fit"]["loss"] for row in many_history]
+    np.testing.assert_allclose(losses, plain_losses(fit, 2, 8), rtol=1e-5)
+    for a, b in zip(one_history, many_history, strict=True):
+        for part in ("fit", "validation"):
+            assert a[part] == pytest.approx(b[part], rel=1e-6)
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(many), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
+
+
+def test_draws_do_not_depend_on_the_number_of_devices():
+    data = data_set(16)
+    rows = np.random.default_rng(3).permutation(16)
+    shifted = recipe(augment=partial(random_shift, pixels=2))
+    batches = []
+    for count in (1, 2, 8):
+        mapped = jax.pmap(
+            lambda rows: fit_batch(shifted, jnp.int32(7), jax.tree.map(jnp.asarray, data), rows),
+            axis_name=devices.AXIS,
+            devices=jax.devices()[:count],
+        )
+        batch = mapped(rows.reshape(count, -1))
+        batches.append(np.concatenate(list(np.asarray(batch.images))))
+        np.testing.assert_array_equal(np.concatenate(list(batch.labels)), data.labels[rows])
+    for other in batches[1:]:
+        np.testing.assert_array_equal(other, batches[0])
+    assert not np.array_equal(batches[0], data.images[rows] / np.float32(255))
+
+
+@pytest.mark.parametrize("steps_per_call", [1, 3])
 @pytest.mark.parametrize("term", ["reconstruction", "classification"])
-def test_a_loss_that_is_not_finite_stops_and_names_step_and_term(tmp_path, term):
-    fit = data_set(16)
+def test_a_loss_that_is_not_finite_stops_and_names_step_and_term(tmp_path, term, steps_per_call):
+    fit = data_set(40)
+    fit.labels[:] = np.arange(40) == 13  # one image spoils the batch that it is in
     _, history = train_in(tmp_path, recipe(epochs=1), fit, data_set(4))
 
     def poisoned(outputs, batch):
         value = OBJECTIVE[term].loss(outputs, batch)
-        return jnp.where(value > -1, jnp.inf, value)
+        return jnp.where(batch.labels == 1, jnp.inf, value)
 
     objective = OBJECTIVE | {term: OBJECTIVE[term]._replace(loss=poisoned)}
-    with pytest.raises(UserError, match=f"'{term}' is not finite at step 3 \\(epoch 2\\)"):
-        train_in(tmp_path, recipe(objective=objective), fit, data_set(4))
+    step = 5 + 1 + list(epoch_order(0, 2, 40)).index(13) // 8
+    with pytest.raises(UserError, match=f"'{term}' is not finite at step {step} \\(epoch 2\\)"):
+        changed = recipe(objective=objective, steps_per_call=steps_per_call)
+        train_in(tmp_path, changed, fit, data_set(4))
     state, kept = Checkpoints(tmp_path / "checkpoints").restore(random_state(optax.adam(1e-3)))
-    assert kept == history and state.step == 2
+    assert kept == history and state.step == 5
 
 
 def test_parameters_that_are_not_finite_are_never_saved(tmp_path):

@@ -2,57 +2,32 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
-from typing import NamedTuple
+from functools import partial
+from typing import Any
 
 import jax
 import numpy as np
-import optax
+from jax.typing import ArrayLike
 
 from retrieval_jax import devices
-from retrieval_jax.augment import Augment
 from retrieval_jax.errors import UserError
-from retrieval_jax.models import AutoEncoder
-from retrieval_jax.objective import TOTAL, Batch, Objective
+from retrieval_jax.objective import TOTAL
 from retrieval_jax.progress import Progress, say
 from retrieval_jax.randomness import key_for
 from retrieval_jax.training.checkpoints import Checkpoints
-from retrieval_jax.training.logs import MetricLog
-from retrieval_jax.training.step import (
-    TrainState,
-    as_float,
-    create_state,
-    train_step,
-    validation_step,
+from retrieval_jax.training.epochs import (
+    DataSet,
+    Recipe,
+    check_batches,
+    epoch_order,
+    fit_steps,
 )
-
-# Steps dispatched before the oldest one's metrics are fetched. Enough to keep a device busy; more
-# can deadlock virtual CPU devices, whose collectives share one small thread pool.
-_IN_FLIGHT = 8
-
-
-class Recipe(NamedTuple):
-    """What to train and how; the arrays come separately."""
-
-    model: AutoEncoder
-    objective: Objective
-    optimizer: optax.GradientTransformation
-    augment: Augment
-    epochs: int
-    batch_size: int  # over all devices
-    validation_batch_size: int  # likewise
-    seed: int
-
-
-class DataSet(NamedTuple):
-    """Images and labels on the host."""
-
-    images: np.ndarray  # uint8 [n, h, w, c]
-    labels: np.ndarray  # int32 [n]; zeros where there are none
+from retrieval_jax.training.logs import MetricLog
+from retrieval_jax.training.repeat import Totals
+from retrieval_jax.training.step import TrainState, create_state
 
 
 def train(
@@ -122,73 +97,88 @@ def describe(row: dict, epochs: int) -> str:
 
 def _epoch_functions(recipe: Recipe, fit: DataSet, validation: DataSet):
     """(state, epoch) → (state, means of the fit) and state → means of the validation."""
-    axis = {"axis_name": devices.AXIS}
-
-    def indexed_step(state: TrainState, data: DataSet, order: jax.Array):
-        rows = order[state.step % len(order)]
-        key = jax.random.fold_in(
-            key_for(recipe.seed, "augment", state.step), jax.lax.axis_index(devices.AXIS)
-        )
-        images = recipe.augment(key, as_float(data.images[rows]))
-        return train_step(
-            state,
-            Batch(images, data.labels[rows]),
-            model=recipe.model,
-            objective=recipe.objective,
-            optimizer=recipe.optimizer,
-            **axis,
-        )
-
-    def indexed_validation(state: TrainState, data: DataSet, order: jax.Array, i: jax.Array):
-        rows = order[i]
-        batch = Batch(as_float(data.images[rows]), data.labels[rows])
-        # Row -1 pads the last batch.
-        return validation_step(
-            state, batch, rows >= 0, model=recipe.model, objective=recipe.objective, **axis
-        )
-
     names = [TOTAL, *recipe.objective]  # mapped functions return dictionaries sorted
-    step = devices.mapped(indexed_step, donate=(0,))
-    check = devices.mapped(indexed_validation)
+    per_call = recipe.steps_per_call
     steps = len(fit.images) // recipe.batch_size
+    order_of = devices.mapped(partial(epoch_order, recipe, len(fit.images)))
+    run_steps = devices.mapped(partial(fit_steps, recipe), donate=(0,))
+    run_checks = devices.mapped(partial(check_batches, recipe))
     fit_data, validation_data = devices.on_every_device((fit, validation))
     validation_order = _validation_order(len(validation.images), recipe.validation_batch_size)
+    first_batch = devices.on_every_device(np.int32(0))
 
     def fit_epoch(state: TrainState, epoch: int) -> tuple[TrainState, dict[str, float]]:
-        permutation = jax.random.permutation(
-            key_for(recipe.seed, "shuffle", epoch), len(fit.images)
-        )
-        rows = np.asarray(permutation)[: steps * recipe.batch_size]
-        order = devices.share_batches(rows.reshape(steps, recipe.batch_size))
-        pending: deque = deque()
-        fetched: list[dict[str, float]] = []
+        sums = dict.fromkeys(names, 0.0)
 
-        def fetch() -> None:
-            done = (epoch - 1) * steps + len(fetched) + 1
-            fetched.append(_to_floats(pending.popleft()))
-            _refuse_non_finite(fetched[-1], f"at step {done} (epoch {epoch})")
-            progress.update(note=f"loss {fetched[-1][TOTAL]:.4g}")
+        def take(totals: Totals, done: int, count: int) -> None:
+            if totals.bad_step >= 0:
+                step = (epoch - 1) * steps + done + int(totals.bad_step) + 1
+                _refuse_non_finite(totals.bad, f"at step {step} (epoch {epoch})")
+            for name in names:
+                sums[name] += float(totals.sums[name])
+            progress.update(count, note=f"loss {totals.sums[TOTAL] / count:.4g}")
 
-        with Progress(f"epoch {epoch}", steps) as progress:
-            for _ in range(steps):
-                state, metrics = step(state, fit_data, order)
-                pending.append(metrics)
-                if len(pending) > _IN_FLIGHT:
-                    fetch()
-            while pending:
-                fetch()
-        return state, {name: float(np.mean([m[name] for m in fetched])) for name in names}
+        with Progress(f"epoch {epoch}", steps) as progress, jax.transfer_guard("disallow"):
+            order = order_of(state)
+            state = _run(
+                lambda state: run_steps(state, fit_data, order), state, steps, per_call, take
+            )
+        return state, {name: total / steps for name, total in sums.items()}
 
     def validate(state: TrainState) -> dict[str, float]:
-        totals: dict[str, float] = {}
-        for i in range(validation_order.shape[1]):
-            index = np.full(devices.count(), i)
-            sums = _to_floats(check(state, validation_data, validation_order, index))
-            totals = {name: totals.get(name, 0.0) + value for name, value in sums.items()}
-        count = totals.pop("count", 0.0)
-        return {name: totals[name] / count for name in [*names, "accuracy"] if name in totals}
+        sums: dict[str, float] = {}
+
+        def take(totals: Totals, done: int, count: int) -> None:
+            for name, value in totals.sums.items():
+                sums[name] = sums.get(name, 0.0) + float(value)
+
+        with jax.transfer_guard("disallow"):
+            _run(
+                lambda i: run_checks(i, state, validation_data, validation_order),
+                first_batch,
+                validation_order.shape[1],
+                per_call,
+                take,
+            )
+        count = sums.pop("count", 0.0)
+        return {name: sums[name] / count for name in [*names, "accuracy"] if name in sums}
 
     return fit_epoch, validate
+
+
+def _run(
+    call: Callable[[Any], tuple[Any, Totals]],
+    carry: Any,
+    steps: int,
+    per_call: int,
+    take: Callable[[Totals, int, int], None],
+) -> Any:
+    """Calls until `steps` are done; `take` gets each call's totals once the next is dispatched.
+
+    Args:
+      call: carry → (carry, totals) on all devices, `per_call` steps or as many as are left.
+      carry: what goes from call to call.
+      steps: in all.
+      per_call: steps a call.
+      take: (totals on the host, steps done before the call, steps of the call).
+
+    Returns:
+      The carry of the last call.
+    """
+    late: list[tuple[Totals, int, int]] = []
+
+    def fetch() -> None:
+        totals, done, count = late.pop(0)
+        take(devices.from_first_device(totals), done, count)
+
+    for done in range(0, steps, per_call):
+        carry, totals = call(carry)
+        late.append((totals, done, min(per_call, steps - done)))
+        if len(late) > 1:
+            fetch()
+    if late:
+        fetch()
+    return carry
 
 
 def _validation_order(rows: int, batch: int) -> jax.Array:
@@ -200,10 +190,6 @@ def _validation_order(rows: int, batch: int) -> jax.Array:
     return devices.share_batches(order.reshape(steps, batch))
 
 
-def _to_floats(metrics: dict[str, jax.Array]) -> dict[str, float]:
-    return {name: float(value) for name, value in devices.from_first_device(metrics).items()}
-
-
 def _refuse_non_finite_parameters(state: TrainState, epoch: int) -> None:
     # XLA's ReLU on a CPU turns NaN into 0, so a loss can be finite where parameters are not.
     if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params)):
@@ -213,8 +199,8 @@ def _refuse_non_finite_parameters(state: TrainState, epoch: int) -> None:
         )
 
 
-def _refuse_non_finite(means: dict[str, float], where: str) -> None:
-    bad = [name for name, value in means.items() if not math.isfinite(value)]
+def _refuse_non_finite(means: Mapping[str, ArrayLike], where: str) -> None:
+    bad = [name for name, value in means.items() if not np.isfinite(value)]
     if bad:
         # The total is named only where no single term is to blame.
         terms = [name for name in bad if name != TOTAL] or bad
