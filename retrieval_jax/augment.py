@@ -14,6 +14,38 @@ import jax.numpy as jnp
 Augment = Callable[[jax.Array, jax.Array], jax.Array]  # (key, image) → image of the same shape
 
 
+def augmentation(
+    *,
+    flip: bool = False,
+    shift: int = 0,
+    border: str = "reflect",
+    brightness: float = 0.0,
+    contrast: float = 0.0,
+    saturation: float = 0.0,
+    cutout: int = 0,
+) -> Augment:
+    """The augmentations below in that order, each with a key of its own; 0 and False leave one out.
+
+    Example:
+      >>> augmentation(flip=True, cutout=2)(jax.random.key(0), jnp.ones((8, 8, 3))).shape
+      (8, 8, 3)
+    """
+
+    def augment(key: jax.Array, image: jax.Array) -> jax.Array:
+        flip_key, shift_key, jitter_key, cutout_key = jax.random.split(key, 4)
+        if flip:
+            image = random_flip(flip_key, image)
+        if shift:
+            image = random_shift(shift_key, image, shift, border)
+        if brightness or contrast or saturation:
+            image = colour_jitter(jitter_key, image, brightness, contrast, saturation)
+        if cutout:
+            image = random_cutout(cutout_key, image, cutout)
+        return image
+
+    return augment
+
+
 def random_flip(key: jax.Array, image: jax.Array) -> jax.Array:
     """Mirrors an image [h, w, c] left to right with probability one half.
 
@@ -83,7 +115,7 @@ def _grey(image: jax.Array) -> jax.Array:
     return (image * jnp.array([0.299, 0.587, 0.114])).sum(-1, keepdims=True)
 
 
-def cutout(key: jax.Array, image: jax.Array, side: int) -> jax.Array:
+def random_cutout(key: jax.Array, image: jax.Array, side: int) -> jax.Array:
     """Blackens a square whose centre is any pixel; what reaches over the border is cut off.
 
     DeVries and Taylor 2017, "Improved regularization of convolutional neural networks with cutout",
@@ -95,7 +127,7 @@ def cutout(key: jax.Array, image: jax.Array, side: int) -> jax.Array:
       side: of the square, in pixels, at least 0; the odd pixel of an even side lies above and left.
 
     Example:
-      >>> int((cutout(jax.random.key(0), jnp.ones((8, 8, 1)), 1) == 0).sum())
+      >>> int((random_cutout(jax.random.key(0), jnp.ones((8, 8, 1)), 1) == 0).sum())
       1
     """
     size = jnp.array(image.shape[:2])

@@ -9,12 +9,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import jax
 import optax
 from ml_collections import ConfigDict
 
 from retrieval_jax import devices
-from retrieval_jax.augment import Augment, colour_jitter, cutout, random_flip, random_shift
+from retrieval_jax.augment import augmentation
 from retrieval_jax.data.folder import from_folder
 from retrieval_jax.data.images import ImageSet, digits
 from retrieval_jax.data.npz import from_npz
@@ -23,6 +22,7 @@ from retrieval_jax.errors import UserError
 from retrieval_jax.models import AutoEncoder, Decoder, Encoder, Head
 from retrieval_jax.objective import Objective, Term, classification_term, reconstruction_term
 from retrieval_jax.training.epochs import Recipe
+from retrieval_jax.training.optimizers import KEYS, build_optimizer, learning_rate
 
 
 def default() -> ConfigDict:
@@ -56,25 +56,32 @@ def default() -> ConfigDict:
     c.training = training = ConfigDict()
     training.epochs = 10  # passes over the fit images
     training.batch_size = 32  # over all devices
+    training.accumulation = 1  # batches whose gradients are averaged for an update
+    # Share of the old, a batch, in the averages of parameters and BatchNorm statistics that are
+    # validated, embedded with and reconstructed with; 0: none are kept. Its first batches count as
+    # its later ones do (Adam's debiasing), so that initial values have no share.
+    training.ema_decay = 0.0
 
-    c.optimizer = optimizer = ConfigDict()  # Adam; AdamW where there is weight decay
+    c.optimizer = optimizer = ConfigDict()
+    optimizer.name = "adamw"  # "adam", "adamw" (Adam where nothing decays), "sgd", "lars" or "muon"
     optimizer.learning_rate = 1e-3  # its peak
-    optimizer.b1 = 0.9  # decay of the mean of gradients
-    optimizer.b2 = 0.999  # decay of the mean of squared gradients
-    optimizer.epsilon = 1e-7  # added to the root of the latter
-    optimizer.weight_decay = 0.0  # of kernels; biases and BatchNorm are never decayed
-    optimizer.warmup_fraction = 0.0  # share of the steps in which the rate rises from 0
-    optimizer.decay = "none"  # "none", or "cosine" from the peak to 0 at the last step
+    optimizer.b1 = 0.9  # adam, adamw, muon's biases: decay of the mean of gradients
+    optimizer.b2 = 0.999  # likewise: decay of the mean of squared gradients
+    optimizer.epsilon = 1e-7  # likewise: added to the root of the latter
+    optimizer.momentum = 0.9  # sgd, lars, muon's kernels: share of the old in the mean of gradients
+    optimizer.weight_decay = 0.0  # all but adam: of kernels; biases and BatchNorm never decay
+    optimizer.warmup_fraction = 0.0  # share of the updates in which the rate rises from 0
+    optimizer.decay = "none"  # "none", or "linear" or "cosine" from the peak to 0 at the end
 
     # Of the fit images, in this order; a reconstruction is compared with the augmented image.
-    c.augmentation = augmentation = ConfigDict()
-    augmentation.flip = False  # mirror left to right, half of the images
-    augmentation.shift = 0  # move by up to this many pixels: a random crop with a border
-    augmentation.border = "reflect"  # of the shift: "reflect", the image mirrored, or "constant", 0
-    augmentation.brightness = 0.0  # scale by a factor of 1 ± up to this, at most 1
-    augmentation.contrast = 0.0  # likewise the distance from the mean grey
-    augmentation.saturation = 0.0  # likewise each pixel's distance from its grey
-    augmentation.cutout = 0  # side in pixels of a square made black
+    c.augmentation = augment = ConfigDict()
+    augment.flip = False  # mirror left to right, half of the images
+    augment.shift = 0  # move by up to this many pixels: a random crop with a border
+    augment.border = "reflect"  # of the shift: "reflect", the image mirrored, or "constant", 0
+    augment.brightness = 0.0  # scale by a factor of 1 ± up to this, at most 1
+    augment.contrast = 0.0  # likewise the distance from the mean grey
+    augment.saturation = 0.0  # likewise each pixel's distance from its grey
+    augment.cutout = 0  # side in pixels of a square made black
 
     c.embedding = embedding = ConfigDict()
     embedding.normalize = False  # scale each embedding to length 1
@@ -103,13 +110,22 @@ def check(c: ConfigDict) -> None:
     """
     _one_of("data.source", c.data.source, ("digits", "tfds", "folder", "npz"))
     _one_of("augmentation.border", c.augmentation.border, ("reflect", "constant"))
-    _one_of("optimizer.decay", c.optimizer.decay, ("none", "cosine"))
+    _one_of("optimizer.name", c.optimizer.name, tuple(KEYS))
+    _one_of("optimizer.decay", c.optimizer.decay, ("none", "linear", "cosine"))
+    for key in sorted(set().union(*KEYS.values()) - KEYS[c.optimizer.name]):
+        if c.optimizer[key] != default().optimizer[key]:
+            takers = ", ".join(name for name, keys in KEYS.items() if key in keys)
+            raise UserError(
+                f"optimizer.{key} is {c.optimizer[key]} but optimizer.name is "
+                f"{c.optimizer.name!r}, which has none; it is for {takers}"
+            )
     for key in (
         "data.queries",
         "data.channels",
         "model.bottleneck",
         "training.epochs",
         "training.batch_size",
+        "training.accumulation",
         "embedding.batch_size",
         "clustering.k",
         "clustering.restarts",
@@ -135,8 +151,10 @@ def check(c: ConfigDict) -> None:
         "data.validation_fraction",
         "model.norm_momentum",
         "objective.label_smoothing",
+        "training.ema_decay",
         "optimizer.b1",
         "optimizer.b2",
+        "optimizer.momentum",
         "optimizer.warmup_fraction",
     ):
         if not 0 <= _value(c, key) < 1:
@@ -206,6 +224,12 @@ def check_against_data(
             f"training.batch_size is {c.training.batch_size} but there are {fit} images to fit; "
             "lower it"
         )
+    batches = c.training.epochs * (fit // c.training.batch_size)
+    if c.training.accumulation > batches:
+        raise UserError(
+            f"training.accumulation is {c.training.accumulation} but there are {batches} batches "
+            "in all; lower it"
+        )
     if c.augmentation.shift >= min(height, width):
         raise UserError(
             f"augmentation.shift is {c.augmentation.shift} pixels but the images are "
@@ -244,12 +268,13 @@ def _tfds_directory() -> Path:
 
 def build_recipe(c: ConfigDict, channels: int, classes: int, fit: int) -> Recipe:
     """What `training.loop.train` needs, for images of `channels` and `fit` images to fit."""
-    steps = c.training.epochs * (fit // c.training.batch_size)
+    batches = c.training.epochs * (fit // c.training.batch_size)
     return Recipe(
         model=_build_model(c, channels, classes),
         objective=_build_objective(c),
-        optimizer=_build_optimizer(c, steps),
-        augment=_build_augment(c),
+        optimizer=_build_optimizer(c, batches),
+        augment=augmentation(**c.augmentation),
+        ema_decay=c.training.ema_decay,
         epochs=c.training.epochs,
         batch_size=c.training.batch_size,
         validation_batch_size=c.embedding.batch_size,
@@ -281,45 +306,20 @@ def _build_objective(c: ConfigDict) -> Objective:
     return terms
 
 
-def _build_optimizer(c: ConfigDict, steps: int) -> optax.GradientTransformation:
+def _build_optimizer(c: ConfigDict, batches: int) -> optax.GradientTransformation:
     o = c.optimizer
-    rate: float | optax.Schedule = o.learning_rate
-    if o.warmup_fraction > 0 or o.decay == "cosine":
-        warmup = round(steps * o.warmup_fraction)
-        after = (
-            optax.cosine_decay_schedule(o.learning_rate, max(steps - warmup, 1))
-            if o.decay == "cosine"
-            else optax.constant_schedule(o.learning_rate)
-        )
-        rise = optax.linear_schedule(0.0, o.learning_rate, warmup)
-        rate = optax.join_schedules([rise, after], [warmup])
-    return optax.adamw(
+    every = c.training.accumulation
+    rate = learning_rate(o.learning_rate, batches // every, o.warmup_fraction, o.decay)
+    built = build_optimizer(
+        o.name,
         rate,
-        o.b1,
-        o.b2,
-        o.epsilon,
+        b1=o.b1,
+        b2=o.b2,
+        epsilon=o.epsilon,
+        momentum=o.momentum,
         weight_decay=o.weight_decay,
-        mask=lambda params: jax.tree.map(lambda p: p.ndim > 1, params),
     )
-
-
-def _build_augment(c: ConfigDict) -> Augment:
-    a = c.augmentation
-    jitter = (a.brightness, a.contrast, a.saturation)
-
-    def augment(key: jax.Array, image: jax.Array) -> jax.Array:
-        flip_key, shift_key, jitter_key, cutout_key = jax.random.split(key, 4)
-        if a.flip:
-            image = random_flip(flip_key, image)
-        if a.shift:
-            image = random_shift(shift_key, image, a.shift, a.border)
-        if any(jitter):
-            image = colour_jitter(jitter_key, image, *jitter)
-        if a.cutout:
-            image = cutout(cutout_key, image, a.cutout)
-        return image
-
-    return augment
+    return optax.MultiSteps(built, every).gradient_transformation() if every > 1 else built
 
 
 def _value(c: ConfigDict, key: str):

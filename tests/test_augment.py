@@ -7,7 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from retrieval_jax.augment import colour_jitter, cutout, random_flip, random_shift
+from retrieval_jax.augment import (
+    augmentation,
+    colour_jitter,
+    random_cutout,
+    random_flip,
+    random_shift,
+)
 
 IMAGES = np.arange(64 * 5 * 6 * 2, dtype=np.float32).reshape(64, 5, 6, 2)
 
@@ -83,7 +89,7 @@ def test_no_jitter_is_no_change():
 @pytest.mark.parametrize("side", [1, 3, 4])
 def test_cutout_is_one_square_anywhere(side):
     images = np.tile(IMAGES + 1, (8, 1, 1, 1))
-    cut = augmented(lambda key, image: cutout(key, image, side), images)
+    cut = augmented(lambda key, image: random_cutout(key, image, side), images)
     holes = set()
     for before, after in zip(images, cut, strict=True):
         assert np.all((after == before) | (after == 0))
@@ -101,4 +107,27 @@ def test_cutout_is_one_square_anywhere(side):
 
 
 def test_no_side_no_cut():
-    np.testing.assert_array_equal(augmented(lambda key, image: cutout(key, image, 0)), IMAGES)
+    np.testing.assert_array_equal(
+        augmented(lambda key, image: random_cutout(key, image, 0)), IMAGES
+    )
+
+
+def test_augmentations_are_joined_with_a_key_each():
+    images = np.random.default_rng(0).random((16, 5, 6, 3), np.float32)
+    everything = augmentation(
+        flip=True,
+        shift=2,
+        border="constant",
+        brightness=0.1,
+        contrast=0.2,
+        saturation=0.3,
+        cutout=2,
+    )
+
+    def in_turn(key, image):
+        keys = jax.random.split(key, 4)
+        image = random_shift(keys[1], random_flip(keys[0], image), 2, "constant")
+        return random_cutout(keys[3], colour_jitter(keys[2], image, 0.1, 0.2, 0.3), 2)
+
+    np.testing.assert_allclose(augmented(everything, images), augmented(in_turn, images), atol=1e-6)
+    np.testing.assert_array_equal(augmented(augmentation(), images), images)

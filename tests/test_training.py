@@ -22,6 +22,7 @@ from retrieval_jax.training.checkpoints import Checkpoints
 from retrieval_jax.training.epochs import DataSet, Recipe, fit_batch
 from retrieval_jax.training.logs import MetricLog
 from retrieval_jax.training.loop import train
+from retrieval_jax.training.optimizers import build_optimizer
 from retrieval_jax.training.step import TrainState, create_state, train_step, validation_step
 
 WEIGHTS = {"reconstruction": 3.0, "classification": 0.5}
@@ -31,6 +32,8 @@ OBJECTIVE = {
 }
 IMAGES = np.random.default_rng(0).random((8, 4, 8, 2), np.float32)
 LABELS = np.array([0, 2, 1, 1, 2, 0, 2, 2], np.int32)
+BATCH = Batch(IMAGES, LABELS)
+OTHER = Batch(np.random.default_rng(5).random(IMAGES.shape, np.float32), LABELS[::-1].copy())
 
 
 def small_model():
@@ -54,8 +57,8 @@ def numpy_terms(params, stats, train):
     return {"loss": sum(WEIGHTS[name] * v for name, v in values.items()), **values}, new_stats
 
 
-def step_on(count, state, optimizer, steps=1):
-    """The state and metrics after `steps` steps on the first `count` devices."""
+def step_on(count, state, optimizer, batches=(BATCH,), ema_decay=0.0):
+    """The state and metrics after a step on each batch, on the first `count` devices."""
     mapped = jax.pmap(
         partial(
             train_step,
@@ -63,14 +66,15 @@ def step_on(count, state, optimizer, steps=1):
             objective=OBJECTIVE,
             optimizer=optimizer,
             axis_name=devices.AXIS,
+            ema_decay=ema_decay,
         ),
         axis_name=devices.AXIS,
         devices=jax.devices()[:count],
     )
     state = jax.tree.map(lambda x: jnp.stack([x] * count), state)
-    batch = Batch(IMAGES.reshape(count, -1, *IMAGES.shape[1:]), LABELS.reshape(count, -1))
-    for _ in range(steps):
-        state, metrics = mapped(state, batch)
+    for batch in batches:
+        shared = jax.tree.map(lambda x: x.reshape(count, -1, *x.shape[1:]), batch)
+        state, metrics = mapped(state, shared)
     for leaf in jax.tree.leaves((state, metrics)):
         np.testing.assert_array_equal(leaf, np.broadcast_to(leaf[0], leaf.shape))
     return jax.tree.map(lambda x: np.asarray(x[0]), (state, metrics))
@@ -112,7 +116,7 @@ def test_one_step_equals_numpy_on_any_number_of_devices(count):
 def test_several_steps_are_the_same_on_any_number_of_devices():
     optimizer = optax.adam(1e-2, eps=1e-7)
     state = random_state(optimizer)
-    one, two, four = (step_on(count, state, optimizer, steps=5) for count in (1, 2, 4))
+    one, two, four = (step_on(count, state, optimizer, 5 * (BATCH,)) for count in (1, 2, 4))
     for other in (two, four):
         for a, b in zip(
             jax.tree.leaves(one[0].params), jax.tree.leaves(other[0].params), strict=True
@@ -149,6 +153,7 @@ def recipe(**changes):
             "objective": OBJECTIVE,
             "optimizer": optax.adam(1e-3),
             "augment": lambda key, image: image,
+            "ema_decay": 0.0,
             "epochs": 3,
             "batch_size": 8,
             "validation_batch_size": 4,
@@ -188,6 +193,86 @@ def test_the_loop_resumes_to_the_same_bits(tmp_path):
     assert [json.loads(line) for line in written] == resumed_history
     assert list(history[0]["fit"]) == ["loss", "reconstruction", "classification"]
     assert list(history[0]["validation"])[-1] == "accuracy"
+
+
+def test_accumulation_and_averages_resume_to_the_same_bits_too(tmp_path):
+    """Two batches an update and three an epoch: the checkpoint lies between two halves."""
+    fit, validation = data_set(24), data_set(7, seed=1)
+    both = recipe(
+        epochs=2,
+        ema_decay=0.9,
+        optimizer=optax.MultiSteps(build_muon(), 2).gradient_transformation(),
+    )
+    whole, _ = train_in(tmp_path / "whole", both, fit, validation)
+    train_in(tmp_path / "parts", both._replace(epochs=1), fit, validation)
+    resumed, _ = train_in(tmp_path / "parts", both, fit, validation)
+    assert jax.tree.structure(whole) == jax.tree.structure(resumed)
+    for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(resumed), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert whole.opt_state.gradient_step == 3 and whole.opt_state.mini_step == 0
+
+
+def build_muon():
+    return build_optimizer(
+        "muon", 1e-2, b1=0.9, b2=0.999, epsilon=1e-7, momentum=0.9, weight_decay=0.1
+    )
+
+
+def test_accumulated_gradients_are_the_batches_mean():
+    optimizer = optax.MultiSteps(optax.sgd(1.0), 2).gradient_transformation()
+    start = random_state(optimizer)
+    half, _ = step_on(2, start, optimizer)
+    for a, b in zip(jax.tree.leaves(half.params), jax.tree.leaves(start.params), strict=True):
+        np.testing.assert_array_equal(a, b)
+    after, _ = step_on(2, start, optimizer, batches=(BATCH, OTHER))
+    plain = optax.sgd(1.0)
+    gradients = [
+        jax.tree.map(np.subtract, start.params, step_on(2, at, plain, batches=(batch,))[0].params)
+        for at, batch in (
+            (start._replace(opt_state=plain.init(start.params)), BATCH),
+            (half._replace(opt_state=plain.init(start.params)), OTHER),
+        )
+    ]
+    expected = jax.tree.map(lambda p, a, b: p - (a + b) / 2, start.params, *gradients)
+    for a, b in zip(jax.tree.leaves(after.params), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_averages_are_the_debiased_exponential_ones():
+    decay, optimizer = 0.7, optax.sgd(0.5)
+    state = random_state(optimizer)
+    state = state._replace(average=jax.tree.map(jnp.zeros_like, state.variables))
+    visited = []
+    for _ in range(4):
+        state, _ = step_on(2, state, optimizer, ema_decay=decay)
+        visited.append({"params": state.params, "batch_stats": state.batch_stats})
+    weights = np.array([decay**age for age in (3, 2, 1, 0)], np.float64)
+    weights /= weights.sum()
+    expected = jax.tree.map(
+        lambda *leaves: sum(w * leaf for w, leaf in zip(weights, leaves, strict=True)), *visited
+    )
+    assert state.variables is state.average
+    for a, b in zip(jax.tree.leaves(state.average), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5)
+
+
+def test_validation_is_of_the_averages():
+    optimizer = optax.sgd(1.0)
+    state = random_state(optimizer)
+    other = jax.tree.map(lambda leaf: leaf + 0.5, state.variables)
+    step = partial(
+        validation_step, model=small_model(), objective=OBJECTIVE, axis_name=devices.AXIS
+    )
+    check = jax.pmap(
+        lambda state: step(state, BATCH, jnp.ones(len(LABELS), bool)),
+        axis_name=devices.AXIS,
+        devices=jax.devices()[:1],
+    )
+    averaged, replaced = (
+        check(jax.tree.map(lambda x: jnp.asarray(x)[None], changed))["loss"]
+        for changed in (state._replace(average=other), state._replace(**other))
+    )
+    np.testing.assert_array_equal(averaged, replaced)
 
 
 def test_ragged_validation_equals_one_batch(tmp_path):
@@ -286,9 +371,7 @@ def test_two_epochs_are_a_plain_loops_whatever_the_steps_of_a_call(tmp_path):
     fit, validation = data_set(45), data_set(20, seed=1)
     two_epochs = recipe(epochs=2, optimizer=SGD)
     (one, one_history), (many, many_history) = (
-        train_in(
-            tmp_path / str(n), recipe(epochs=2, optimizer=SGD, steps_per_call=n), fit, validation
-        )
+        train_in(tmp_path / str(n), two_epochs._replace(steps_per_call=n), fit, validation)
         for n in (1, 3)  # five steps an epoch: calls of 3 and 2
     )
     losses = [row["fit"]["loss"] for row in many_history]

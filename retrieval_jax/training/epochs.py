@@ -26,6 +26,7 @@ class Recipe(NamedTuple):
     objective: Objective
     optimizer: optax.GradientTransformation
     augment: Augment
+    ema_decay: float  # 0: no averages are kept
     epochs: int
     batch_size: int  # over all devices
     validation_batch_size: int  # likewise
@@ -70,6 +71,7 @@ def fit_steps(
             model=recipe.model,
             objective=recipe.objective,
             optimizer=recipe.optimizer,
+            ema_decay=recipe.ema_decay,
             axis_name=devices.AXIS,
         )
 

@@ -56,7 +56,11 @@ def train(
       UserError: a term of the loss is not finite; the last checkpoint is the last good one.
     """
     state = create_state(
-        recipe.model, recipe.optimizer, key_for(recipe.seed, "init"), fit.images.shape[1:]
+        recipe.model,
+        recipe.optimizer,
+        key_for(recipe.seed, "init"),
+        fit.images.shape[1:],
+        averaged=recipe.ema_decay > 0,
     )
     state, history = checkpoints.restore(state)
     # Closing waits for the last save, whatever ends the loop.
