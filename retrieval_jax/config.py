@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
@@ -56,11 +57,13 @@ def default() -> ConfigDict:
     c.training = training = ConfigDict()
     training.epochs = 10  # passes over the fit images
     training.batch_size = 32  # over all devices
+    # "float32" is without TF32 on GPUs and TPUs; with "bfloat16" parameters, BatchNorm statistics,
+    # losses, embeddings and the optimizer stay float32.
+    training.precision = "float32"  # what the model computes in: "float32" or "bfloat16"
     training.accumulation = 1  # batches whose gradients are averaged for an update
-    # Share of the old, a batch, in the averages of parameters and BatchNorm statistics that are
-    # validated, embedded with and reconstructed with; 0: none are kept. Its first batches count as
-    # its later ones do (Adam's debiasing), so that initial values have no share.
-    training.ema_decay = 0.0
+    # Averages of parameters and BatchNorm statistics, for validation, embedding, reconstruction;
+    # debiased as Adam's are, so that initial values have no share in them.
+    training.ema_decay = 0.0  # share of the old in the averages, a batch; 0: none are kept
 
     c.optimizer = optimizer = ConfigDict()
     optimizer.name = "adamw"  # "adam", "adamw" (Adam where nothing decays), "sgd", "lars" or "muon"
@@ -110,6 +113,7 @@ def check(c: ConfigDict) -> None:
     """
     _one_of("data.source", c.data.source, ("digits", "tfds", "folder", "npz"))
     _one_of("augmentation.border", c.augmentation.border, ("reflect", "constant"))
+    _one_of("training.precision", c.training.precision, ("float32", "bfloat16"))
     _one_of("optimizer.name", c.optimizer.name, tuple(KEYS))
     _one_of("optimizer.decay", c.optimizer.decay, ("none", "linear", "cosine"))
     for key in sorted(set().union(*KEYS.values()) - KEYS[c.optimizer.name]):
@@ -284,13 +288,15 @@ def build_recipe(c: ConfigDict, channels: int, classes: int, fit: int) -> Recipe
 
 
 def _build_model(c: ConfigDict, channels: int, classes: int) -> AutoEncoder:
-    momentum = c.model.norm_momentum
-    head = None
-    if c.objective.classification_weight > 0:
-        head = Head(classes)
+    common = {
+        "momentum": c.model.norm_momentum,
+        "axis_name": devices.AXIS,
+        "dtype": jnp.dtype(c.training.precision),
+    }
+    head = Head(classes) if c.objective.classification_weight > 0 else None
     return AutoEncoder(
-        encoder=Encoder(tuple(c.model.encoder_widths), c.model.bottleneck, momentum, devices.AXIS),
-        decoder=Decoder(tuple(c.model.decoder_widths), channels, momentum, devices.AXIS),
+        encoder=Encoder(tuple(c.model.encoder_widths), c.model.bottleneck, **common),
+        decoder=Decoder(tuple(c.model.decoder_widths), channels, **common),
         head=head,
     )
 

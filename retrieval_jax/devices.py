@@ -6,6 +6,7 @@ A value "on every device" is stacked along a leading axis of devices, as `jax.pm
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 import jax
@@ -58,8 +59,19 @@ def share_batches(rows: np.ndarray) -> jax.Array:
 
 
 def mapped(function: Callable, *, donate: tuple[int, ...] = ()) -> Callable:
-    """Maps a per-device function over all devices, with `AXIS` as the name for its reductions."""
-    return jax.pmap(function, axis_name=AXIS, donate_argnums=donate)
+    """Maps a per-device function over all devices, with `AXIS` as the name for its reductions.
+
+    Its float32 products are float32 on every backend: a GPU or a TPU would by itself round what
+    goes into them to TF32 or bfloat16. It is said here, and not in the modules, because it must
+    hold for gradients too, also for those written by hand.
+    """
+
+    @wraps(function)
+    def exact(*arguments: Any) -> Any:
+        with jax.default_matmul_precision("highest"):
+            return function(*arguments)
+
+    return jax.pmap(exact, axis_name=AXIS, donate_argnums=donate)
 
 
 def round_up(batch: int) -> int:
