@@ -32,6 +32,9 @@ def default() -> ConfigDict:
     c.name = "digits vanilla"  # heading of the report and column of the comparison
     c.seed = 0  # everything random follows from it
 
+    # Compiled programs, for the next run; JAX_COMPILATION_CACHE_DIR, where it is set, goes before.
+    c.compilation_cache = "~/.cache/retrieval_jax"  # their directory; "": they are not kept
+
     c.data = data = ConfigDict()
     data.source = "digits"  # "digits" (embedded), "tfds", "folder" or "npz"
     data.name = "cifar10"  # tfds: the data set's name
@@ -64,6 +67,7 @@ def default() -> ConfigDict:
     # Averages of parameters and BatchNorm statistics, for validation, embedding, reconstruction;
     # debiased as Adam's are, so that initial values have no share in them.
     training.ema_decay = 0.0  # share of the old in the averages, a batch; 0: none are kept
+    training.profile_steps = 0  # steps of the first epoch traced into the workdir's profile/
 
     c.optimizer = optimizer = ConfigDict()
     optimizer.name = "adamw"  # "adam", "adamw" (Adam where nothing decays), "sgd", "lars" or "muon"
@@ -144,6 +148,7 @@ def check(c: ConfigDict) -> None:
         "data.max_skipped",
         "objective.reconstruction_weight",
         "objective.classification_weight",
+        "training.profile_steps",
         "augmentation.shift",
         "augmentation.cutout",
         "clustering.tolerance",
@@ -228,7 +233,13 @@ def check_against_data(
             f"training.batch_size is {c.training.batch_size} but there are {fit} images to fit; "
             "lower it"
         )
-    batches = c.training.epochs * (fit // c.training.batch_size)
+    steps = fit // c.training.batch_size
+    if c.training.profile_steps > steps // 2:
+        raise UserError(
+            f"training.profile_steps is {c.training.profile_steps} but an epoch has {steps} steps, "
+            f"of which {steps // 2} can be traced; lower it"
+        )
+    batches = c.training.epochs * steps
     if c.training.accumulation > batches:
         raise UserError(
             f"training.accumulation is {c.training.accumulation} but there are {batches} batches "
@@ -282,7 +293,10 @@ def build_recipe(c: ConfigDict, channels: int, classes: int, fit: int) -> Recipe
         epochs=c.training.epochs,
         batch_size=c.training.batch_size,
         validation_batch_size=c.embedding.batch_size,
-        steps_per_call=devices.steps_per_call(),
+        # So that what is traced is what was asked for.
+        steps_per_call=min(
+            devices.steps_per_call(), c.training.profile_steps or devices.steps_per_call()
+        ),
         seed=c.seed,
     )
 

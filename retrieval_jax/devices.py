@@ -42,7 +42,9 @@ def mesh() -> Mesh:
 
 def on_every_device(tree: Any) -> Any:
     """Copies a tree of arrays to every device."""
-    return jax_utils.replicate(tree)
+    # The axis has the name that mapped functions give their results, or what takes both is compiled
+    # twice.
+    return jax_utils.replicate(tree, axis_name=AXIS)
 
 
 def from_first_device(tree: Any) -> Any:

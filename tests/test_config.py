@@ -163,6 +163,7 @@ def refusal(key, value):
         ("training.precision", "float16"),
         ("training.accumulation", 0),
         ("training.accumulation", 311),  # 310 batches in all
+        ("training.profile_steps", 16),  # of 31 an epoch
         ("training.ema_decay", 1.0),
         ("augmentation.border", "wrap"),
         ("augmentation.brightness", 1.5),

@@ -21,7 +21,7 @@ from retrieval_jax.randomness import key_for
 from retrieval_jax.training.checkpoints import Checkpoints
 from retrieval_jax.training.epochs import DataSet, Recipe, fit_batch
 from retrieval_jax.training.logs import MetricLog
-from retrieval_jax.training.loop import train
+from retrieval_jax.training.loop import Watch, _parts, train
 from retrieval_jax.training.optimizers import build_optimizer
 from retrieval_jax.training.step import TrainState, create_state, train_step, validation_step
 
@@ -367,6 +367,15 @@ def plain_losses(fit, epochs, batch_size):
     return means
 
 
+def test_each_program_of_the_loop_is_compiled_once(tmp_path, caplog):
+    with jax.log_compiles():
+        train_in(tmp_path, recipe(epochs=2), data_set(24), data_set(20, seed=1))
+    # Mapped functions all have this name, and arguments of their own.
+    compiled = [r.getMessage() for r in caplog.records if "Compiling jit(_fun)" in r.getMessage()]
+    shapes = [message.split("Argument mapping")[0] for message in compiled]
+    assert len(shapes) >= 3 and len(shapes) == len(set(shapes))
+
+
 def test_two_epochs_are_a_plain_loops_whatever_the_steps_of_a_call(tmp_path):
     fit, validation = data_set(45), data_set(20, seed=1)
     two_epochs = recipe(epochs=2, optimizer=SGD)
@@ -400,6 +409,30 @@ def test_draws_do_not_depend_on_the_number_of_devices():
     for other in batches[1:]:
         np.testing.assert_array_equal(other, batches[0])
     assert not np.array_equal(batches[0], data.images[rows] / np.float32(255))
+
+
+def test_the_first_step_is_told_and_the_steps_after_it_are_traced(tmp_path):
+    told = []
+    watch = Watch(lambda: told.append(True), tmp_path / "profile", profile_steps=3)
+    for part in _parts(6, 1, watch), _parts(6, 2, watch), _parts(6, 6, None):
+        assert sorted(step for steps, _ in part for step in steps) == [
+            *range(0, 6, part[0][0].step)
+        ]
+    assert [list(steps) for steps, _ in _parts(6, 1, watch)] == [[0], [1, 2, 3], [4, 5]]
+    workdir = tmp_path / "run"
+    workdir.mkdir()
+    checkpoints = Checkpoints(workdir / "checkpoints")
+    train(
+        recipe(epochs=2, steps_per_call=2),
+        data_set(40),
+        data_set(0),
+        checkpoints,
+        partial(MetricLog, workdir),
+        watch,
+    )
+    assert told == [True]
+    (trace,) = (tmp_path / "profile").rglob("*.xplane.pb")
+    assert trace.stat().st_size > 1000
 
 
 @pytest.mark.parametrize("steps_per_call", [1, 3])

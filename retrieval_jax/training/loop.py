@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -30,12 +31,21 @@ from retrieval_jax.training.repeat import Totals
 from retrieval_jax.training.step import TrainState, create_state
 
 
+class Watch(NamedTuple):
+    """What an onlooker gets of the first epoch that `train` does."""
+
+    first_step: Callable[[], None]  # called when the first call's metrics have arrived
+    profile_to: Path  # directory of `jax.profiler`'s trace
+    profile_steps: int = 0  # steps to trace after the first call, in whole calls; 0: no trace
+
+
 def train(
     recipe: Recipe,
     fit: DataSet,
     validation: DataSet,
     checkpoints: Checkpoints,
     log_to: Callable[[list[dict]], MetricLog],
+    watch: Watch | None = None,
 ) -> tuple[TrainState, list[dict]]:
     """Trains from the newest checkpoint, or from scratch, to the last epoch.
 
@@ -48,6 +58,7 @@ def train(
       validation: any number of images; none gives no validation row.
       checkpoints: where states are saved after each epoch; closed at the end, as the log is.
       log_to: rows of history so far → a `MetricLog`.
+      watch: what to tell and to trace of the first epoch.
 
     Returns:
       The final state on the host, and a row an epoch (see `MetricLog`).
@@ -71,7 +82,8 @@ def train(
         state = devices.on_every_device(state)
         for epoch in range(len(history) + 1, recipe.epochs + 1):
             start = time.perf_counter()
-            state, fit_means = fit_epoch(state, epoch)
+            state, fit_means = fit_epoch(state, epoch, watch)
+            watch = None
             validation_means = validate(state)
             _refuse_non_finite(validation_means, f"in the validation after epoch {epoch}")
             row = {
@@ -100,7 +112,7 @@ def describe(row: dict, epochs: int) -> str:
 
 
 def _epoch_functions(recipe: Recipe, fit: DataSet, validation: DataSet):
-    """(state, epoch) → (state, means of the fit) and state → means of the validation."""
+    """(state, epoch, watch) → (state, fit means) and state → validation means."""
     names = [TOTAL, *recipe.objective]  # mapped functions return dictionaries sorted
     per_call = recipe.steps_per_call
     steps = len(fit.images) // recipe.batch_size
@@ -111,10 +123,14 @@ def _epoch_functions(recipe: Recipe, fit: DataSet, validation: DataSet):
     validation_order = _validation_order(len(validation.images), recipe.validation_batch_size)
     first_batch = devices.on_every_device(np.int32(0))
 
-    def fit_epoch(state: TrainState, epoch: int) -> tuple[TrainState, dict[str, float]]:
+    def fit_epoch(
+        state: TrainState, epoch: int, watch: Watch | None
+    ) -> tuple[TrainState, dict[str, float]]:
         sums = dict.fromkeys(names, 0.0)
 
         def take(totals: Totals, done: int, count: int) -> None:
+            if watch and done == 0:
+                watch.first_step()
             if totals.bad_step >= 0:
                 step = (epoch - 1) * steps + done + int(totals.bad_step) + 1
                 _refuse_non_finite(totals.bad, f"at step {step} (epoch {epoch})")
@@ -124,9 +140,9 @@ def _epoch_functions(recipe: Recipe, fit: DataSet, validation: DataSet):
 
         with Progress(f"epoch {epoch}", steps) as progress, jax.transfer_guard("disallow"):
             order = order_of(state)
-            state = _run(
-                lambda state: run_steps(state, fit_data, order), state, steps, per_call, take
-            )
+            for part, context in _parts(steps, per_call, watch):
+                with context:
+                    state = _run(lambda state: run_steps(state, fit_data, order), state, part, take)
         return state, {name: total / steps for name, total in sums.items()}
 
     def validate(state: TrainState) -> dict[str, float]:
@@ -140,8 +156,7 @@ def _epoch_functions(recipe: Recipe, fit: DataSet, validation: DataSet):
             _run(
                 lambda i: run_checks(i, state, validation_data, validation_order),
                 first_batch,
-                validation_order.shape[1],
-                per_call,
+                range(0, validation_order.shape[1], per_call),
                 take,
             )
         count = sums.pop("count", 0.0)
@@ -150,21 +165,35 @@ def _epoch_functions(recipe: Recipe, fit: DataSet, validation: DataSet):
     return fit_epoch, validate
 
 
+def _parts(
+    steps: int, per_call: int, watch: Watch | None
+) -> list[tuple[range, AbstractContextManager[Any]]]:
+    """An epoch's steps, those to trace apart, each with what is around it."""
+    if watch is None or watch.profile_steps == 0:
+        return [(range(0, steps, per_call), nullcontext())]
+    calls = -(-watch.profile_steps // per_call)
+    start, stop = per_call, per_call * (1 + calls)
+    return [
+        (range(0, start, per_call), nullcontext()),
+        (range(start, min(stop, steps), per_call), jax.profiler.trace(watch.profile_to)),
+        (range(stop, steps, per_call), nullcontext()),
+    ]
+
+
 def _run(
     call: Callable[[Any], tuple[Any, Totals]],
     carry: Any,
-    steps: int,
-    per_call: int,
+    steps: range,
     take: Callable[[Totals, int, int], None],
 ) -> Any:
-    """Calls until `steps` are done; `take` gets each call's totals once the next is dispatched.
+    """Does the steps, a call for each item of the range; `take` is one call behind.
 
     Args:
-      call: carry → (carry, totals) on all devices, `per_call` steps or as many as are left.
+      call: carry → (carry, totals) on all devices, for as many steps as the range's own, or as are
+        left.
       carry: what goes from call to call.
-      steps: in all.
-      per_call: steps a call.
-      take: (totals on the host, steps done before the call, steps of the call).
+      steps: the number of the first step of each call.
+      take: (totals on the host, number of the call's first step, steps of the call).
 
     Returns:
       The carry of the last call.
@@ -172,12 +201,12 @@ def _run(
     late: list[tuple[Totals, int, int]] = []
 
     def fetch() -> None:
-        totals, done, count = late.pop(0)
-        take(devices.from_first_device(totals), done, count)
+        totals, first, count = late.pop(0)
+        take(devices.from_first_device(totals), first, count)
 
-    for done in range(0, steps, per_call):
+    for first in steps:
         carry, totals = call(carry)
-        late.append((totals, done, min(per_call, steps - done)))
+        late.append((totals, first, min(steps.step, steps.stop - first)))
         if len(late) > 1:
             fetch()
     if late:
