@@ -27,8 +27,8 @@ def count() -> int:
 def steps_per_call() -> int:
     """Training steps that one compiled call runs at most.
 
-    XLA's CPU backend runs convolutions in the body of a loop 4.5 × slower than outside (820 against
-    184 ms a step of `configs/cifar10_hint.py` on 2 cores of a virtual Intel Xeon, JAX 0.10.2), so
+    XLA's CPU backend runs convolutions in the body of a loop 5.3 × slower than outside (624 against
+    118 ms a step of `configs/cifar10_hint.py` on 2 cores of a virtual Intel Xeon, JAX 0.10.2), so
     there a call is one step. Elsewhere a call outlasts its dispatch by far, and is still short
     enough for a progress bar.
     """
