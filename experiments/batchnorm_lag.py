@@ -51,10 +51,12 @@ def main(workdir: Path) -> None:
     # Batches are large: how their means differ adds next to nothing to the mean of variances.
     precise = jax.tree.map(lambda *leaves: np.mean(leaves, 0), *batches)
 
-    for name, statistics in (("running", state.batch_stats), ("re-estimated", precise)):
-        embeddings = pipeline.embed_all(
-            config, model, state._replace(batch_stats=statistics), data, parts
-        )
+    for name, statistics in (
+        ("running", state.variables["batch_stats"]),
+        ("re-estimated", precise),
+    ):
+        changed = state._replace(average=state.variables | {"batch_stats": statistics})
+        embeddings = pipeline.embed_all(config, model, changed, data, parts)
         clusters = pipeline.cluster(config, embeddings)
         print(name, pipeline.clustering_scores(data, parts, clusters))
 

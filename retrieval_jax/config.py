@@ -9,12 +9,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import jax
+import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
 from retrieval_jax import devices
-from retrieval_jax.augment import Augment, random_flip, random_shift
+from retrieval_jax.augment import augmentation
 from retrieval_jax.data.folder import from_folder
 from retrieval_jax.data.images import ImageSet, digits
 from retrieval_jax.data.npz import from_npz
@@ -22,7 +22,8 @@ from retrieval_jax.data.tfds_source import from_tfds
 from retrieval_jax.errors import UserError
 from retrieval_jax.models import AutoEncoder, Decoder, Encoder, Head
 from retrieval_jax.objective import Objective, Term, classification_term, reconstruction_term
-from retrieval_jax.training.loop import Recipe
+from retrieval_jax.training.epochs import Recipe
+from retrieval_jax.training.optimizers import KEYS, build_optimizer, learning_rate
 
 
 def default() -> ConfigDict:
@@ -30,6 +31,9 @@ def default() -> ConfigDict:
     c = ConfigDict()
     c.name = "digits vanilla"  # heading of the report and column of the comparison
     c.seed = 0  # everything random follows from it
+
+    # Compiled programs, for the next run; JAX_COMPILATION_CACHE_DIR, where it is set, goes before.
+    c.compilation_cache = "~/.cache/retrieval_jax"  # their directory; "": they are not kept
 
     c.data = data = ConfigDict()
     data.source = "digits"  # "digits" (embedded), "tfds", "folder" or "npz"
@@ -56,19 +60,35 @@ def default() -> ConfigDict:
     c.training = training = ConfigDict()
     training.epochs = 10  # passes over the fit images
     training.batch_size = 32  # over all devices
+    # "float32" is without TF32 on GPUs and TPUs; with "bfloat16" parameters, BatchNorm statistics,
+    # losses, embeddings and the optimizer stay float32.
+    training.precision = "float32"  # what the model computes in: "float32" or "bfloat16"
+    training.accumulation = 1  # batches whose gradients are averaged for an update
+    # Averages of parameters and BatchNorm statistics, for validation, embedding, reconstruction;
+    # debiased as Adam's are, so that initial values have no share in them.
+    training.ema_decay = 0.0  # share of the old in the averages, a batch; 0: none are kept
+    training.profile_steps = 0  # steps of the first epoch traced into the workdir's profile/
 
-    c.optimizer = optimizer = ConfigDict()  # Adam; AdamW where there is weight decay
+    c.optimizer = optimizer = ConfigDict()
+    optimizer.name = "adamw"  # "adam", "adamw" (Adam where nothing decays), "sgd", "lars" or "muon"
     optimizer.learning_rate = 1e-3  # its peak
-    optimizer.b1 = 0.9  # decay of the mean of gradients
-    optimizer.b2 = 0.999  # decay of the mean of squared gradients
-    optimizer.epsilon = 1e-7  # added to the root of the latter
-    optimizer.weight_decay = 0.0  # of kernels; biases and BatchNorm are never decayed
-    optimizer.warmup_fraction = 0.0  # share of the steps in which the rate rises from 0
-    optimizer.decay = "none"  # "none", or "cosine" from the peak to 0 at the last step
+    optimizer.b1 = 0.9  # adam, adamw, muon's biases: decay of the mean of gradients
+    optimizer.b2 = 0.999  # likewise: decay of the mean of squared gradients
+    optimizer.epsilon = 1e-7  # likewise: added to the root of the latter
+    optimizer.momentum = 0.9  # sgd, lars, muon's kernels: share of the old in the mean of gradients
+    optimizer.weight_decay = 0.0  # all but adam: of kernels; biases and BatchNorm never decay
+    optimizer.warmup_fraction = 0.0  # share of the updates in which the rate rises from 0
+    optimizer.decay = "none"  # "none", or "linear" or "cosine" from the peak to 0 at the end
 
-    c.augmentation = augmentation = ConfigDict()
-    augmentation.flip = False  # mirror left to right, half of the images
-    augmentation.shift = 0  # move by up to this many pixels, mirrored at the border
+    # Of the fit images, in this order; a reconstruction is compared with the augmented image.
+    c.augmentation = augment = ConfigDict()
+    augment.flip = False  # mirror left to right, half of the images
+    augment.shift = 0  # move by up to this many pixels: a random crop with a border
+    augment.border = "reflect"  # of the shift: "reflect", the image mirrored, or "constant", 0
+    augment.brightness = 0.0  # scale by a factor of 1 ± up to this, at most 1
+    augment.contrast = 0.0  # likewise the distance from the mean grey
+    augment.saturation = 0.0  # likewise each pixel's distance from its grey
+    augment.cutout = 0  # side in pixels of a square made black
 
     c.embedding = embedding = ConfigDict()
     embedding.normalize = False  # scale each embedding to length 1
@@ -96,13 +116,24 @@ def check(c: ConfigDict) -> None:
       UserError: names the key, its value and what it accepts.
     """
     _one_of("data.source", c.data.source, ("digits", "tfds", "folder", "npz"))
-    _one_of("optimizer.decay", c.optimizer.decay, ("none", "cosine"))
+    _one_of("augmentation.border", c.augmentation.border, ("reflect", "constant"))
+    _one_of("training.precision", c.training.precision, ("float32", "bfloat16"))
+    _one_of("optimizer.name", c.optimizer.name, tuple(KEYS))
+    _one_of("optimizer.decay", c.optimizer.decay, ("none", "linear", "cosine"))
+    for key in sorted(set().union(*KEYS.values()) - KEYS[c.optimizer.name]):
+        if c.optimizer[key] != default().optimizer[key]:
+            takers = ", ".join(name for name, keys in KEYS.items() if key in keys)
+            raise UserError(
+                f"optimizer.{key} is {c.optimizer[key]} but optimizer.name is "
+                f"{c.optimizer.name!r}, which has none; it is for {takers}"
+            )
     for key in (
         "data.queries",
         "data.channels",
         "model.bottleneck",
         "training.epochs",
         "training.batch_size",
+        "training.accumulation",
         "embedding.batch_size",
         "clustering.k",
         "clustering.restarts",
@@ -117,7 +148,9 @@ def check(c: ConfigDict) -> None:
         "data.max_skipped",
         "objective.reconstruction_weight",
         "objective.classification_weight",
+        "training.profile_steps",
         "augmentation.shift",
+        "augmentation.cutout",
         "clustering.tolerance",
         "optimizer.weight_decay",
         "report.tsne_points",
@@ -127,12 +160,19 @@ def check(c: ConfigDict) -> None:
         "data.validation_fraction",
         "model.norm_momentum",
         "objective.label_smoothing",
+        "training.ema_decay",
         "optimizer.b1",
         "optimizer.b2",
+        "optimizer.momentum",
         "optimizer.warmup_fraction",
     ):
         if not 0 <= _value(c, key) < 1:
             raise UserError(f"{key} must be at least 0 and below 1, got {_value(c, key)}")
+    for key in ("brightness", "contrast", "saturation"):
+        if not 0 <= c.augmentation[key] <= 1:
+            raise UserError(
+                f"augmentation.{key} must be at least 0 and at most 1, got {c.augmentation[key]}"
+            )
     for key in ("optimizer.learning_rate", "optimizer.epsilon"):
         if not 0 < _value(c, key) < float("inf"):
             raise UserError(f"{key} must be a positive number, got {_value(c, key)}")
@@ -193,6 +233,18 @@ def check_against_data(
             f"training.batch_size is {c.training.batch_size} but there are {fit} images to fit; "
             "lower it"
         )
+    steps = fit // c.training.batch_size
+    if c.training.profile_steps > steps // 2:
+        raise UserError(
+            f"training.profile_steps is {c.training.profile_steps} but an epoch has {steps} steps, "
+            f"of which {steps // 2} can be traced; lower it"
+        )
+    batches = c.training.epochs * steps
+    if c.training.accumulation > batches:
+        raise UserError(
+            f"training.accumulation is {c.training.accumulation} but there are {batches} batches "
+            "in all; lower it"
+        )
     if c.augmentation.shift >= min(height, width):
         raise UserError(
             f"augmentation.shift is {c.augmentation.shift} pixels but the images are "
@@ -231,27 +283,34 @@ def _tfds_directory() -> Path:
 
 def build_recipe(c: ConfigDict, channels: int, classes: int, fit: int) -> Recipe:
     """What `training.loop.train` needs, for images of `channels` and `fit` images to fit."""
-    steps = c.training.epochs * (fit // c.training.batch_size)
+    batches = c.training.epochs * (fit // c.training.batch_size)
     return Recipe(
         model=_build_model(c, channels, classes),
         objective=_build_objective(c),
-        optimizer=_build_optimizer(c, steps),
-        augment=_build_augment(c),
+        optimizer=_build_optimizer(c, batches),
+        augment=augmentation(**c.augmentation),
+        ema_decay=c.training.ema_decay,
         epochs=c.training.epochs,
         batch_size=c.training.batch_size,
         validation_batch_size=c.embedding.batch_size,
+        # So that what is traced is what was asked for.
+        steps_per_call=min(
+            devices.steps_per_call(), c.training.profile_steps or devices.steps_per_call()
+        ),
         seed=c.seed,
     )
 
 
 def _build_model(c: ConfigDict, channels: int, classes: int) -> AutoEncoder:
-    momentum = c.model.norm_momentum
-    head = None
-    if c.objective.classification_weight > 0:
-        head = Head(classes)
+    common = {
+        "momentum": c.model.norm_momentum,
+        "axis_name": devices.AXIS,
+        "dtype": jnp.dtype(c.training.precision),
+    }
+    head = Head(classes) if c.objective.classification_weight > 0 else None
     return AutoEncoder(
-        encoder=Encoder(tuple(c.model.encoder_widths), c.model.bottleneck, momentum, devices.AXIS),
-        decoder=Decoder(tuple(c.model.decoder_widths), channels, momentum, devices.AXIS),
+        encoder=Encoder(tuple(c.model.encoder_widths), c.model.bottleneck, **common),
+        decoder=Decoder(tuple(c.model.decoder_widths), channels, **common),
         head=head,
     )
 
@@ -267,38 +326,20 @@ def _build_objective(c: ConfigDict) -> Objective:
     return terms
 
 
-def _build_optimizer(c: ConfigDict, steps: int) -> optax.GradientTransformation:
+def _build_optimizer(c: ConfigDict, batches: int) -> optax.GradientTransformation:
     o = c.optimizer
-    rate: float | optax.Schedule = o.learning_rate
-    if o.warmup_fraction > 0 or o.decay == "cosine":
-        warmup = round(steps * o.warmup_fraction)
-        after = (
-            optax.cosine_decay_schedule(o.learning_rate, max(steps - warmup, 1))
-            if o.decay == "cosine"
-            else optax.constant_schedule(o.learning_rate)
-        )
-        rise = optax.linear_schedule(0.0, o.learning_rate, warmup)
-        rate = optax.join_schedules([rise, after], [warmup])
-    return optax.adamw(
+    every = c.training.accumulation
+    rate = learning_rate(o.learning_rate, batches // every, o.warmup_fraction, o.decay)
+    built = build_optimizer(
+        o.name,
         rate,
-        o.b1,
-        o.b2,
-        o.epsilon,
+        b1=o.b1,
+        b2=o.b2,
+        epsilon=o.epsilon,
+        momentum=o.momentum,
         weight_decay=o.weight_decay,
-        mask=lambda params: jax.tree.map(lambda p: p.ndim > 1, params),
     )
-
-
-def _build_augment(c: ConfigDict) -> Augment:
-    def augment(key: jax.Array, images: jax.Array) -> jax.Array:
-        flip_key, shift_key = jax.random.split(key)
-        if c.augmentation.flip:
-            images = random_flip(flip_key, images)
-        if c.augmentation.shift:
-            images = random_shift(shift_key, images, c.augmentation.shift)
-        return images
-
-    return augment
+    return optax.MultiSteps(built, every).gradient_transformation() if every > 1 else built
 
 
 def _value(c: ConfigDict, key: str):

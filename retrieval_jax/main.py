@@ -10,6 +10,7 @@ one sentence on standard error and exit code 2.
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
 
 from absl import flags
@@ -61,6 +62,7 @@ def parse(arguments: list[str]) -> tuple[ConfigDict, Path]:
 
 def main(arguments: list[str]) -> int:
     """Runs the experiment; returns the exit code."""
+    started = time.perf_counter()
     if "--help" in arguments:
         print(__doc__)
         return 0
@@ -69,7 +71,7 @@ def main(arguments: list[str]) -> int:
         # JAX starts only now, so that a wrong command line is answered at once.
         from retrieval_jax import pipeline
 
-        pipeline.run(config, workdir, arguments)
+        pipeline.run(config, workdir, arguments, started=started)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import partial
@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from retrieval_jax import config as configuration
 from retrieval_jax import devices, evaluation, provenance, sharded
+from retrieval_jax.compilation import keep_programs
 from retrieval_jax.data.images import ImageSet
 from retrieval_jax.data.split import Split, split
 from retrieval_jax.kmeans import KMeansResult, predict
@@ -27,8 +28,9 @@ from retrieval_jax.progress import say
 from retrieval_jax.randomness import key_for
 from retrieval_jax.report.write import write_figures, write_report
 from retrieval_jax.training.checkpoints import Checkpoints
+from retrieval_jax.training.epochs import DataSet
 from retrieval_jax.training.logs import MetricLog
-from retrieval_jax.training.loop import DataSet, train
+from retrieval_jax.training.loop import Watch, train
 from retrieval_jax.training.step import TrainState, as_float
 from retrieval_jax.workdir import claim, open_workdir, write_arrays, write_json
 
@@ -49,7 +51,9 @@ class Clusters(NamedTuple):
     queries: np.ndarray
 
 
-def run(config: ConfigDict, workdir: Path, arguments: list[str]) -> dict[str, Any]:
+def run(
+    config: ConfigDict, workdir: Path, arguments: list[str], *, started: float | None = None
+) -> dict[str, Any]:
     """Does everything that the config says and leaves it in the workdir.
 
     The same call on a workdir that an interrupted run left goes on after its last epoch, and ends
@@ -59,6 +63,7 @@ def run(config: ConfigDict, workdir: Path, arguments: list[str]) -> dict[str, An
       config: as `retrieval_jax.config.default` has it.
       workdir: made if it isn't there.
       arguments: of the command line, for the record.
+      started: `time.perf_counter()` when the command began, if it was before this call.
 
     Returns:
       What `results.json` holds.
@@ -66,10 +71,18 @@ def run(config: ConfigDict, workdir: Path, arguments: list[str]) -> dict[str, An
     Raises:
       UserError: a sentence on what is wrong with the config, the data or the workdir.
     """
+    started = time.perf_counter() if started is None else started
     configuration.check(config)
+    keep_programs(config.compilation_cache)
     open_workdir(workdir)
     claim(workdir, "config.json", config.to_dict())
     seconds: dict[str, float] = {}
+    first_step: list[float] = []  # seconds to it, where this call trains
+
+    def tell_first_step() -> None:
+        first_step.append(time.perf_counter() - started)
+        say(f"  first step after {first_step[0]:.1f} s")
+
     with tqdm(total=len(STAGES), disable=None, leave=False) as bar:
         stage = partial(_stage, bar, seconds)
         with stage("data"):
@@ -77,7 +90,7 @@ def run(config: ConfigDict, workdir: Path, arguments: list[str]) -> dict[str, An
             claim(workdir, "data.json", _fingerprint(data))
             say(f"  {data.description}")
         with stage("train"):
-            model, state, history = fit(config, workdir, data, parts, classes)
+            model, state, history = fit(config, workdir, data, parts, classes, tell_first_step)
         # Of all epochs, those before an interruption included.
         seconds["train"] = sum(row["seconds"] for row in history)
         with stage("embed"):
@@ -113,7 +126,8 @@ def run(config: ConfigDict, workdir: Path, arguments: list[str]) -> dict[str, An
             "format": 1,
             "name": config.name,
             "seconds": seconds,
-            "training": _training_results(config, state, history),
+            "training": _training_results(config, state, history)
+            | {"first_step": next(iter(first_step), None)},
             "clustering": _clustering_results(config, clusters) | scores,
             "retrieval": retrieval,
             "left_out": _left_out(config, data, parts),
@@ -163,16 +177,25 @@ def _fingerprint(data: ImageSet) -> dict[str, Any]:
 
 
 def fit(
-    config: ConfigDict, workdir: Path, data: ImageSet, parts: Split, classes: int
+    config: ConfigDict,
+    workdir: Path,
+    data: ImageSet,
+    parts: Split,
+    classes: int,
+    first_step: Callable[[], None] = lambda: None,
 ) -> tuple[AutoEncoder, TrainState, list[dict]]:
-    """Trains, or takes up what the workdir holds: the model, its state, a row an epoch."""
+    """Trains, or takes up what the workdir holds: the model, its state, a row an epoch.
+
+    `first_step` is called after the first step, where there is one to do.
+    """
     recipe = configuration.build_recipe(config, data.images.shape[3], classes, len(parts.fit))
     labels = np.zeros(len(data.images), np.int32) if data.labels is None else data.labels
     fit, validation = (
         DataSet(data.images[rows], labels[rows]) for rows in (parts.fit, parts.validation)
     )
     checkpoints = Checkpoints(workdir / "checkpoints")
-    state, history = train(recipe, fit, validation, checkpoints, partial(MetricLog, workdir))
+    watch = Watch(first_step, workdir / "profile", config.training.profile_steps)
+    state, history = train(recipe, fit, validation, checkpoints, partial(MetricLog, workdir), watch)
     return recipe.model, state, history
 
 

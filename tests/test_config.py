@@ -13,8 +13,9 @@ from retrieval_jax.config import build_recipe, check, check_against_data, defaul
 from retrieval_jax.errors import UserError
 from retrieval_jax.main import parse
 from retrieval_jax.training.checkpoints import Checkpoints
+from retrieval_jax.training.epochs import DataSet
 from retrieval_jax.training.logs import MetricLog
-from retrieval_jax.training.loop import DataSet, train
+from retrieval_jax.training.loop import train
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 FILES = sorted(
@@ -156,7 +157,17 @@ def refusal(key, value):
     ("key", "value"),
     [
         ("data.source", "imagenet"),
-        ("optimizer.decay", "linear"),
+        ("optimizer.decay", "rise"),
+        ("optimizer.name", "rmsprop"),
+        ("optimizer.momentum", 0.5),  # Adam has none
+        ("training.precision", "float16"),
+        ("training.accumulation", 0),
+        ("training.accumulation", 311),  # 310 batches in all
+        ("training.profile_steps", 16),  # of 31 an epoch
+        ("training.ema_decay", 1.0),
+        ("augmentation.border", "wrap"),
+        ("augmentation.brightness", 1.5),
+        ("augmentation.cutout", -1),
         ("seed", -1),
         ("seed", 2**32),
         ("training.epochs", 0),
@@ -183,6 +194,40 @@ def refusal(key, value):
 )
 def test_impossible_values_are_refused_by_name(key, value):
     assert key in refusal(key, value)
+
+
+def test_keys_of_another_optimizer_are_refused_by_name():
+    c = default()
+    c.optimizer.name = "sgd"
+    c.optimizer.b1 = 0.5
+    with pytest.raises(UserError, match="optimizer.b1 is 0.5 .*'sgd', which has none; .*adam, ad"):
+        check(c)
+    c.optimizer.name = "muon"
+    check(c)
+
+
+def test_the_recipe_is_what_the_config_says():
+    c = default()
+    c.training.precision = "bfloat16"
+    c.training.accumulation = 4
+    c.training.ema_decay = 0.99
+    c.optimizer.decay = "linear"
+    c.augmentation.flip = True
+    recipe = build_recipe(c, 3, 10, fit=64)  # 20 batches in all: 5 updates
+    assert recipe.model.encoder.dtype == recipe.model.decoder.dtype == jax.numpy.bfloat16
+    assert recipe.ema_decay == 0.99
+    params = {"kernel": np.ones((1, 1), np.float32)}
+    state = recipe.optimizer.init(params)
+    moves, update = [], jax.jit(recipe.optimizer.update)
+    for _ in range(20):
+        updates, state = update(params, state, params)
+        moves.append(float(-updates["kernel"][0, 0]) / 1e-3)
+    expected = [0.0] * 20
+    expected[3::4] = [1.0, 0.8, 0.6, 0.4, 0.2]
+    np.testing.assert_allclose(moves, expected, rtol=1e-4)
+    image = np.arange(6.0).reshape(1, 6, 1)
+    seen = {bool(recipe.augment(jax.random.key(i), image)[0, 0, 0] == 5) for i in range(9)}
+    assert seen == {True, False}
 
 
 def test_impossible_data_is_refused():

@@ -37,6 +37,7 @@ LAYERS = [
         "provenance",
         "workdir",
         "augment",
+        "compilation",
     },
     {"models", "losses", "kmeans", "ranking", "metrics", "data", "devices"},
     {"cluster_index", "cluster_scan", "sharded"},

@@ -113,6 +113,7 @@ def test_everything_that_a_run_leaves(whole):
         "rank",
         "report",
     ]
+    assert 0 < results["training"]["first_step"] < results["seconds"]["train"] + 60
     assert results["provenance"]["device"]["count"] == 8
     assert (
         results["provenance"]["data"]["fit"] + results["provenance"]["data"]["validation"] == 1707
@@ -160,7 +161,9 @@ def test_killed_and_resumed_ends_with_the_same_numbers(whole, tmp_path):
 def test_a_finished_run_runs_again_without_training(whole, capsys):
     before = figures_of_merit(whole)
     assert main(arguments(whole, *DIGITS)) == 0
-    assert "epoch 1/" not in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "epoch 1/" not in said and "first step" not in said
+    assert results_of(whole)["training"]["first_step"] is None
     assert figures_of_merit(whole) == before
 
 

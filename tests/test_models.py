@@ -107,6 +107,39 @@ def test_the_whole_model_equals_plain_numpy():
     np.testing.assert_allclose(embed(variables, images), embedding, rtol=2e-5)
 
 
+def test_bfloat16_computes_within_its_rounding_and_keeps_the_rest_in_float32():
+    """bfloat16 has 8 bits: 0.4 % a rounding; a few layers of it stay within 3 % of the largest."""
+
+    def results(dtype):
+        model = AutoEncoder(Encoder((8,), 12, dtype=dtype), Decoder((8,), 3, dtype=dtype))
+
+        def loss(params):
+            outputs, updates = model.apply(
+                variables | {"params": params}, images, True, mutable=["batch_stats"]
+            )
+            return jnp.mean((outputs.reconstruction - images) ** 2), (outputs, updates)
+
+        gradients, (outputs, updates) = jax.jit(jax.grad(loss, has_aux=True))(variables["params"])
+        return gradients, outputs, updates
+
+    images = jax.random.uniform(jax.random.key(1), (4, 8, 8, 3))
+    variables = initial(AutoEncoder(Encoder((8,), 12), Decoder((8,), 3)), (1, 8, 8, 3))
+    gradients, outputs, updates = results(jnp.float32)
+    rounded_gradients, rounded_outputs, rounded_updates = rounded = results(jnp.bfloat16)
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(rounded))
+    for name in ("embedding", "reconstruction"):
+        value, other = getattr(outputs, name), getattr(rounded_outputs, name)
+        assert 0 < np.abs(value - other).max() < 0.03 * np.abs(value).max()
+    for a, b in zip(jax.tree.leaves(updates), jax.tree.leaves(rounded_updates), strict=True):
+        np.testing.assert_allclose(a, b, atol=0.03 * np.abs(a).max())
+    # Of a gradient, what matters is its direction.
+    a, b = (
+        np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(tree)]).astype(np.float64)
+        for tree in (gradients, rounded_gradients)
+    )
+    assert a @ b > 0.99 * np.linalg.norm(a) * np.linalg.norm(b)
+
+
 def plain_upsample_conv(images, kernel):
     enlarged = images.repeat(2, 1).repeat(2, 2)
     return jax.lax.conv_general_dilated(

@@ -8,16 +8,21 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import linen as nn
 from numpy_model import autoencoder, randomised
 from scipy.special import log_softmax
 
 from retrieval_jax import devices
+from retrieval_jax.augment import random_shift
 from retrieval_jax.errors import UserError
 from retrieval_jax.models import AutoEncoder, Decoder, Encoder, Head
 from retrieval_jax.objective import Batch, classification_term, reconstruction_term
+from retrieval_jax.randomness import key_for
 from retrieval_jax.training.checkpoints import Checkpoints
+from retrieval_jax.training.epochs import DataSet, Recipe, fit_batch
 from retrieval_jax.training.logs import MetricLog
-from retrieval_jax.training.loop import DataSet, Recipe, train
+from retrieval_jax.training.loop import Watch, _parts, train
+from retrieval_jax.training.optimizers import build_optimizer
 from retrieval_jax.training.step import TrainState, create_state, train_step, validation_step
 
 WEIGHTS = {"reconstruction": 3.0, "classification": 0.5}
@@ -27,6 +32,8 @@ OBJECTIVE = {
 }
 IMAGES = np.random.default_rng(0).random((8, 4, 8, 2), np.float32)
 LABELS = np.array([0, 2, 1, 1, 2, 0, 2, 2], np.int32)
+BATCH = Batch(IMAGES, LABELS)
+OTHER = Batch(np.random.default_rng(5).random(IMAGES.shape, np.float32), LABELS[::-1].copy())
 
 
 def small_model():
@@ -50,8 +57,8 @@ def numpy_terms(params, stats, train):
     return {"loss": sum(WEIGHTS[name] * v for name, v in values.items()), **values}, new_stats
 
 
-def step_on(count, state, optimizer, steps=1):
-    """The state and metrics after `steps` steps on the first `count` devices."""
+def step_on(count, state, optimizer, batches=(BATCH,), ema_decay=0.0):
+    """The state and metrics after a step on each batch, on the first `count` devices."""
     mapped = jax.pmap(
         partial(
             train_step,
@@ -59,14 +66,15 @@ def step_on(count, state, optimizer, steps=1):
             objective=OBJECTIVE,
             optimizer=optimizer,
             axis_name=devices.AXIS,
+            ema_decay=ema_decay,
         ),
         axis_name=devices.AXIS,
         devices=jax.devices()[:count],
     )
     state = jax.tree.map(lambda x: jnp.stack([x] * count), state)
-    batch = Batch(IMAGES.reshape(count, -1, *IMAGES.shape[1:]), LABELS.reshape(count, -1))
-    for _ in range(steps):
-        state, metrics = mapped(state, batch)
+    for batch in batches:
+        shared = jax.tree.map(lambda x: x.reshape(count, -1, *x.shape[1:]), batch)
+        state, metrics = mapped(state, shared)
     for leaf in jax.tree.leaves((state, metrics)):
         np.testing.assert_array_equal(leaf, np.broadcast_to(leaf[0], leaf.shape))
     return jax.tree.map(lambda x: np.asarray(x[0]), (state, metrics))
@@ -108,7 +116,7 @@ def test_one_step_equals_numpy_on_any_number_of_devices(count):
 def test_several_steps_are_the_same_on_any_number_of_devices():
     optimizer = optax.adam(1e-2, eps=1e-7)
     state = random_state(optimizer)
-    one, two, four = (step_on(count, state, optimizer, steps=5) for count in (1, 2, 4))
+    one, two, four = (step_on(count, state, optimizer, 5 * (BATCH,)) for count in (1, 2, 4))
     for other in (two, four):
         for a, b in zip(
             jax.tree.leaves(one[0].params), jax.tree.leaves(other[0].params), strict=True
@@ -144,10 +152,12 @@ def recipe(**changes):
             "model": small_model(),
             "objective": OBJECTIVE,
             "optimizer": optax.adam(1e-3),
-            "augment": lambda key, images: images,
+            "augment": lambda key, image: image,
+            "ema_decay": 0.0,
             "epochs": 3,
             "batch_size": 8,
             "validation_batch_size": 4,
+            "steps_per_call": 1,
             "seed": 0,
         }
         | changes
@@ -185,6 +195,86 @@ def test_the_loop_resumes_to_the_same_bits(tmp_path):
     assert list(history[0]["validation"])[-1] == "accuracy"
 
 
+def test_accumulation_and_averages_resume_to_the_same_bits_too(tmp_path):
+    """Two batches an update and three an epoch: the checkpoint lies between two halves."""
+    fit, validation = data_set(24), data_set(7, seed=1)
+    both = recipe(
+        epochs=2,
+        ema_decay=0.9,
+        optimizer=optax.MultiSteps(build_muon(), 2).gradient_transformation(),
+    )
+    whole, _ = train_in(tmp_path / "whole", both, fit, validation)
+    train_in(tmp_path / "parts", both._replace(epochs=1), fit, validation)
+    resumed, _ = train_in(tmp_path / "parts", both, fit, validation)
+    assert jax.tree.structure(whole) == jax.tree.structure(resumed)
+    for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(resumed), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert whole.opt_state.gradient_step == 3 and whole.opt_state.mini_step == 0
+
+
+def build_muon():
+    return build_optimizer(
+        "muon", 1e-2, b1=0.9, b2=0.999, epsilon=1e-7, momentum=0.9, weight_decay=0.1
+    )
+
+
+def test_accumulated_gradients_are_the_batches_mean():
+    optimizer = optax.MultiSteps(optax.sgd(1.0), 2).gradient_transformation()
+    start = random_state(optimizer)
+    half, _ = step_on(2, start, optimizer)
+    for a, b in zip(jax.tree.leaves(half.params), jax.tree.leaves(start.params), strict=True):
+        np.testing.assert_array_equal(a, b)
+    after, _ = step_on(2, start, optimizer, batches=(BATCH, OTHER))
+    plain = optax.sgd(1.0)
+    gradients = [
+        jax.tree.map(np.subtract, start.params, step_on(2, at, plain, batches=(batch,))[0].params)
+        for at, batch in (
+            (start._replace(opt_state=plain.init(start.params)), BATCH),
+            (half._replace(opt_state=plain.init(start.params)), OTHER),
+        )
+    ]
+    expected = jax.tree.map(lambda p, a, b: p - (a + b) / 2, start.params, *gradients)
+    for a, b in zip(jax.tree.leaves(after.params), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_averages_are_the_debiased_exponential_ones():
+    decay, optimizer = 0.7, optax.sgd(0.5)
+    state = random_state(optimizer)
+    state = state._replace(average=jax.tree.map(jnp.zeros_like, state.variables))
+    visited = []
+    for _ in range(4):
+        state, _ = step_on(2, state, optimizer, ema_decay=decay)
+        visited.append({"params": state.params, "batch_stats": state.batch_stats})
+    weights = np.array([decay**age for age in (3, 2, 1, 0)], np.float64)
+    weights /= weights.sum()
+    expected = jax.tree.map(
+        lambda *leaves: sum(w * leaf for w, leaf in zip(weights, leaves, strict=True)), *visited
+    )
+    assert state.variables is state.average
+    for a, b in zip(jax.tree.leaves(state.average), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5)
+
+
+def test_validation_is_of_the_averages():
+    optimizer = optax.sgd(1.0)
+    state = random_state(optimizer)
+    other = jax.tree.map(lambda leaf: leaf + 0.5, state.variables)
+    step = partial(
+        validation_step, model=small_model(), objective=OBJECTIVE, axis_name=devices.AXIS
+    )
+    check = jax.pmap(
+        lambda state: step(state, BATCH, jnp.ones(len(LABELS), bool)),
+        axis_name=devices.AXIS,
+        devices=jax.devices()[:1],
+    )
+    averaged, replaced = (
+        check(jax.tree.map(lambda x: jnp.asarray(x)[None], changed))["loss"]
+        for changed in (state._replace(average=other), state._replace(**other))
+    )
+    np.testing.assert_array_equal(averaged, replaced)
+
+
 def test_ragged_validation_equals_one_batch(tmp_path):
     fit, validation = data_set(8), data_set(7, seed=1)
     rows = [
@@ -200,9 +290,9 @@ def test_ragged_validation_equals_one_batch(tmp_path):
 def test_an_epoch_visits_every_image_once_in_a_new_order(tmp_path):
     seen = []
 
-    def watch(key, images):
-        jax.debug.callback(lambda x: seen.append(np.asarray(x)), images, ordered=False)
-        return images
+    def watch(key, image):
+        jax.debug.callback(lambda x: seen.append(np.asarray(x)), image, ordered=False)
+        return image
 
     fit = DataSet(
         np.arange(16, dtype=np.uint8)[:, None, None, None] * np.ones((1, 4, 8, 2), np.uint8),
@@ -210,24 +300,159 @@ def test_an_epoch_visits_every_image_once_in_a_new_order(tmp_path):
     )
     train_in(tmp_path, recipe(epochs=2, batch_size=8, augment=watch), fit, data_set(0))
     jax.effects_barrier()
-    orders = np.rint(np.concatenate(seen)[:, 0, 0, 0] * 255).astype(int)
+    orders = np.rint(np.stack(seen)[:, 0, 0, 0] * 255).astype(int)
     assert sorted(orders) == sorted([*range(16)] * 2)
 
 
+def epoch_order(seed, epoch, rows):
+    return np.asarray(jax.random.permutation(key_for(seed, "shuffle", epoch), rows))
+
+
+SGD = optax.sgd(0.1, momentum=0.9)  # unlike Adam, it makes no steps of gradients that are rounding
+
+
+class PlainDecoder(nn.Module):
+    """The decoder with plain Flax layers, under the same parameter names."""
+
+    @nn.compact
+    def __call__(self, x):
+        def norm(name):
+            return nn.BatchNorm(False, momentum=0.99, epsilon=1e-3, name=name)
+
+        x = nn.relu(norm("norm0")(x)).repeat(2, 1).repeat(2, 2)
+        x = nn.relu(norm("norm1")(nn.Conv(3, (3, 3), name="conv1")(x)))
+        return nn.sigmoid(nn.Conv(2, (3, 3), name="output")(x))
+
+
+class PlainAutoEncoder(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        encoder = Encoder((3,), 4, name="encoder")
+        bottleneck = encoder(x, True)
+        embedding = bottleneck.mean((1, 2))
+        return PlainDecoder(name="decoder")(bottleneck), Head(3, name="head")(embedding)
+
+
+def plain_losses(fit, epochs, batch_size):
+    """Mean total loss of each epoch, by a loop over plain Flax and optax on one device."""
+    state = create_state(small_model(), SGD, key_for(0, "init"), fit.images.shape[1:])
+    params, stats, moments = state.params, state.batch_stats, state.opt_state
+
+    @jax.jit
+    def step(params, stats, moments, images, labels):
+        def loss(params):
+            variables = {"params": params, "batch_stats": stats}
+            (reconstruction, logits), updates = PlainAutoEncoder().apply(
+                variables, images, mutable=["batch_stats"]
+            )
+            entropy = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+            squared = ((reconstruction - images) ** 2).mean()
+            total = WEIGHTS["reconstruction"] * squared + WEIGHTS["classification"] * entropy
+            return total, updates["batch_stats"]
+
+        (value, stats_after), gradients = jax.value_and_grad(loss, has_aux=True)(params)
+        updates, moments_after = SGD.update(gradients, moments)
+        return optax.apply_updates(params, updates), stats_after, moments_after, value
+
+    means = []
+    for epoch in range(1, epochs + 1):
+        order = epoch_order(0, epoch, len(fit.images))
+        values = []
+        for i in range(len(order) // batch_size):
+            rows = order[i * batch_size : (i + 1) * batch_size]
+            images = fit.images[rows].astype(np.float32) / 255
+            params, stats, moments, value = step(params, stats, moments, images, fit.labels[rows])
+            values.append(float(value))
+        means.append(np.mean(values))
+    return means
+
+
+def test_each_program_of_the_loop_is_compiled_once(tmp_path, caplog):
+    with jax.log_compiles():
+        train_in(tmp_path, recipe(epochs=2), data_set(24), data_set(20, seed=1))
+    # Mapped functions all have this name, and arguments of their own.
+    compiled = [r.getMessage() for r in caplog.records if "Compiling jit(_fun)" in r.getMessage()]
+    shapes = [message.split("Argument mapping")[0] for message in compiled]
+    assert len(shapes) >= 3 and len(shapes) == len(set(shapes))
+
+
+def test_two_epochs_are_a_plain_loops_whatever_the_steps_of_a_call(tmp_path):
+    fit, validation = data_set(45), data_set(20, seed=1)
+    two_epochs = recipe(epochs=2, optimizer=SGD)
+    (one, one_history), (many, many_history) = (
+        train_in(tmp_path / str(n), two_epochs._replace(steps_per_call=n), fit, validation)
+        for n in (1, 3)  # five steps an epoch: calls of 3 and 2
+    )
+    losses = [row["fit"]["loss"] for row in many_history]
+    np.testing.assert_allclose(losses, plain_losses(fit, 2, 8), rtol=1e-5)
+    for a, b in zip(one_history, many_history, strict=True):
+        for part in ("fit", "validation"):
+            assert a[part] == pytest.approx(b[part], rel=1e-6)
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(many), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
+
+
+def test_draws_do_not_depend_on_the_number_of_devices():
+    data = data_set(16)
+    rows = np.random.default_rng(3).permutation(16)
+    shifted = recipe(augment=partial(random_shift, pixels=2))
+    batches = []
+    for count in (1, 2, 8):
+        mapped = jax.pmap(
+            lambda rows: fit_batch(shifted, jnp.int32(7), jax.tree.map(jnp.asarray, data), rows),
+            axis_name=devices.AXIS,
+            devices=jax.devices()[:count],
+        )
+        batch = mapped(rows.reshape(count, -1))
+        batches.append(np.concatenate(list(np.asarray(batch.images))))
+        np.testing.assert_array_equal(np.concatenate(list(batch.labels)), data.labels[rows])
+    for other in batches[1:]:
+        np.testing.assert_array_equal(other, batches[0])
+    assert not np.array_equal(batches[0], data.images[rows] / np.float32(255))
+
+
+def test_the_first_step_is_told_and_the_steps_after_it_are_traced(tmp_path):
+    told = []
+    watch = Watch(lambda: told.append(True), tmp_path / "profile", profile_steps=3)
+    for part in _parts(6, 1, watch), _parts(6, 2, watch), _parts(6, 6, None):
+        assert sorted(step for steps, _ in part for step in steps) == [
+            *range(0, 6, part[0][0].step)
+        ]
+    assert [list(steps) for steps, _ in _parts(6, 1, watch)] == [[0], [1, 2, 3], [4, 5]]
+    workdir = tmp_path / "run"
+    workdir.mkdir()
+    checkpoints = Checkpoints(workdir / "checkpoints")
+    train(
+        recipe(epochs=2, steps_per_call=2),
+        data_set(40),
+        data_set(0),
+        checkpoints,
+        partial(MetricLog, workdir),
+        watch,
+    )
+    assert told == [True]
+    (trace,) = (tmp_path / "profile").rglob("*.xplane.pb")
+    assert trace.stat().st_size > 1000
+
+
+@pytest.mark.parametrize("steps_per_call", [1, 3])
 @pytest.mark.parametrize("term", ["reconstruction", "classification"])
-def test_a_loss_that_is_not_finite_stops_and_names_step_and_term(tmp_path, term):
-    fit = data_set(16)
+def test_a_loss_that_is_not_finite_stops_and_names_step_and_term(tmp_path, term, steps_per_call):
+    fit = data_set(40)
+    # An image each spoils the second and the third batch of epoch 2.
+    fit.labels[:] = np.isin(np.arange(40), epoch_order(0, 2, 40)[[12, 20]])
     _, history = train_in(tmp_path, recipe(epochs=1), fit, data_set(4))
 
     def poisoned(outputs, batch):
         value = OBJECTIVE[term].loss(outputs, batch)
-        return jnp.where(value > -1, jnp.inf, value)
+        return jnp.where(batch.labels == 1, jnp.inf, value)
 
     objective = OBJECTIVE | {term: OBJECTIVE[term]._replace(loss=poisoned)}
-    with pytest.raises(UserError, match=f"'{term}' is not finite at step 3 \\(epoch 2\\)"):
-        train_in(tmp_path, recipe(objective=objective), fit, data_set(4))
+    with pytest.raises(UserError, match=f"'{term}' is not finite at step 7 \\(epoch 2\\)"):
+        changed = recipe(objective=objective, steps_per_call=steps_per_call)
+        train_in(tmp_path, changed, fit, data_set(4))
     state, kept = Checkpoints(tmp_path / "checkpoints").restore(random_state(optax.adam(1e-3)))
-    assert kept == history and state.step == 2
+    assert kept == history and state.step == 5
 
 
 def test_parameters_that_are_not_finite_are_never_saved(tmp_path):

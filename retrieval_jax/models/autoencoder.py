@@ -20,13 +20,14 @@ from retrieval_jax.models.upsample_conv import UpsampleConv
 class Outputs(NamedTuple):
     """What the autoencoder says of a batch of n images [n, h, w, c]."""
 
-    embedding: jax.Array  # float [n, bottleneck features]
-    reconstruction: jax.Array  # float [n, h, w, c] in (0, 1)
-    logits: jax.Array | None  # float [n, classes]; None without a head
+    embedding: jax.Array  # float32 [n, bottleneck features]
+    reconstruction: jax.Array  # float32 [n, h, w, c] in (0, 1)
+    logits: jax.Array | None  # float32 [n, classes]; None without a head
 
 
-def _conv(features: int, name: str) -> nn.Conv:
-    return nn.Conv(features, (3, 3), kernel_init=nn.initializers.glorot_uniform(), name=name)
+def _conv(module: Encoder | Decoder, features: int, name: str) -> nn.Conv:
+    init = nn.initializers.glorot_uniform()
+    return nn.Conv(features, (3, 3), kernel_init=init, dtype=module.dtype, name=name)
 
 
 def _normalise_relu(module: Encoder | Decoder, x: jax.Array, train: bool, name: str) -> jax.Array:
@@ -35,6 +36,7 @@ def _normalise_relu(module: Encoder | Decoder, x: jax.Array, train: bool, name: 
         momentum=module.momentum,
         epsilon=1e-3,
         axis_name=module.axis_name,
+        dtype=module.dtype,
         name=name,
     )
     return nn.relu(norm(x))
@@ -57,6 +59,8 @@ class Encoder(nn.Module):
       bottleneck: features of the bottleneck, the size of the embedding.
       momentum: of BatchNorm's running statistics, the share of the old.
       axis_name: mapped axis over which BatchNorm's batch statistics are averaged in training.
+      dtype: what convolutions and activations are computed in, and the type of the result;
+        parameters and BatchNorm's statistics are float32 whatever it is.
 
     Raises:
       ValueError: a side of the images is not divisible by 2^len(widths).
@@ -66,6 +70,7 @@ class Encoder(nn.Module):
     bottleneck: int = 128
     momentum: float = 0.99
     axis_name: str | None = None
+    dtype: jax.typing.DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
@@ -78,10 +83,10 @@ class Encoder(nn.Module):
             )
         x = images
         for i, features in enumerate(self.widths, 1):
-            x = _conv(features, f"conv{i}")(x)
+            x = _conv(self, features, f"conv{i}")(x)
             x = _normalise_relu(self, x, train, f"norm{i}")
             x = _max_pool_2x2(x)
-        return _conv(self.bottleneck, "bottleneck")(x)
+        return _conv(self, self.bottleneck, "bottleneck")(x)
 
 
 class Decoder(nn.Module):
@@ -93,21 +98,22 @@ class Decoder(nn.Module):
     Attributes:
       widths: features of each up-sampling stage.
       channels: channels of the images.
-      momentum, axis_name: as in `Encoder`.
+      momentum, axis_name, dtype: as in `Encoder`, but the result is float32.
     """
 
     widths: Sequence[int] = (128, 64)
     channels: int = 3
     momentum: float = 0.99
     axis_name: str | None = None
+    dtype: jax.typing.DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, bottleneck: jax.Array, train: bool = False) -> jax.Array:
         x = _normalise_relu(self, bottleneck, train, "norm0")
         for i, features in enumerate(self.widths, 1):
-            x = UpsampleConv(features, name=f"conv{i}")(x)
+            x = UpsampleConv(features, dtype=self.dtype, name=f"conv{i}")(x)
             x = _normalise_relu(self, x, train, f"norm{i}")
-        return nn.sigmoid(_conv(self.channels, "output")(x))
+        return nn.sigmoid(_conv(self, self.channels, "output")(x).astype(jnp.float32))
 
 
 class Head(nn.Module):
@@ -158,7 +164,7 @@ class AutoEncoder(nn.Module):
 
     def __call__(self, images: jax.Array, train: bool = False) -> Outputs:
         bottleneck = self.encoder(images, train)
-        embedding = bottleneck.mean((1, 2))
+        embedding = bottleneck.mean((1, 2), jnp.float32)
         return Outputs(
             embedding=embedding,
             reconstruction=self.decoder(bottleneck, train),
@@ -167,4 +173,4 @@ class AutoEncoder(nn.Module):
 
     def embed(self, images: jax.Array) -> jax.Array:
         """Embeddings [n, bottleneck] by the encoder alone, with the running statistics."""
-        return self.encoder(images).mean((1, 2))
+        return self.encoder(images).mean((1, 2), jnp.float32)

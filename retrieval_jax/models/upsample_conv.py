@@ -102,14 +102,17 @@ def upsample_conv(images: jax.Array, kernel: jax.Array) -> jax.Array:
 class UpsampleConv(nn.Module):
     """Nearest ×2 up-sampling, then a 3×3 convolution with bias: [n,h,w,c] → [n,2h,2w,features].
 
-    Its parameters (`kernel` [3, 3, c, features], `bias` [features]) are those of `nn.Conv`.
+    Its parameters (`kernel` [3, 3, c, features], `bias` [features]) are those of `nn.Conv`, in
+    float32; `dtype` is what it computes in and returns.
     """
 
     features: int
+    dtype: jax.typing.DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, images: jax.Array) -> jax.Array:
         shape = (3, 3, images.shape[-1], self.features)
         kernel = self.param("kernel", nn.initializers.glorot_uniform(), shape)
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        images, kernel, bias = (x.astype(self.dtype) for x in (images, kernel, bias))
         return upsample_conv(images, kernel) + bias

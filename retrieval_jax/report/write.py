@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from retrieval_jax.data.images import ImageSet
 from retrieval_jax.data.split import Split
-from retrieval_jax.report import figures, html
+from retrieval_jax.report import html
 from retrieval_jax.report.projection import tsne
 
 _SHOWN = 5  # neighbours in a retrieval row, as in the 2020 report
@@ -42,6 +42,8 @@ def write_figures(
     Returns:
       caption → file, in the order to show them.
     """
+    from retrieval_jax.report import figures  # matplotlib takes half a second to import
+
     folder = workdir / "figures"
     folder.mkdir(exist_ok=True)
     queries = parts.queries[: config.report.examples]

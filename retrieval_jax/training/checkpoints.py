@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
@@ -27,21 +28,21 @@ class Checkpoints:
         epoch = self._manager.latest_step()
         if epoch is None:
             return like, []
-        shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, _fields(like))
         restored = self._manager.restore(
             epoch,
             args=ocp.args.Composite(
                 state=ocp.args.StandardRestore(shapes), history=ocp.args.JsonRestore()
             ),
         )
-        return restored.state, restored.history
+        return like._replace(**restored.state), restored.history
 
     def save(self, state: TrainState, history: list[dict]) -> None:
         """Saves the state after `len(history)` epochs; returns before it is on disk."""
         self._manager.save(
             len(history),
             args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state), history=ocp.args.JsonSave(history)
+                state=ocp.args.StandardSave(_fields(state)), history=ocp.args.JsonSave(history)
             ),
         )
 
@@ -49,3 +50,8 @@ class Checkpoints:
         """Waits for the last save."""
         self._manager.wait_until_finished()
         self._manager.close()
+
+
+def _fields(state: TrainState) -> dict[str, Any]:
+    """What the state has: Orbax would look for a field that is None."""
+    return {name: value for name, value in state._asdict().items() if value is not None}

@@ -2,57 +2,41 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections import deque
-from collections.abc import Callable
-from contextlib import closing
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, closing, nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import optax
+from jax.typing import ArrayLike
 
 from retrieval_jax import devices
-from retrieval_jax.augment import Augment
 from retrieval_jax.errors import UserError
-from retrieval_jax.models import AutoEncoder
-from retrieval_jax.objective import TOTAL, Batch, Objective
+from retrieval_jax.objective import TOTAL
 from retrieval_jax.progress import Progress, say
 from retrieval_jax.randomness import key_for
 from retrieval_jax.training.checkpoints import Checkpoints
-from retrieval_jax.training.logs import MetricLog
-from retrieval_jax.training.step import (
-    TrainState,
-    as_float,
-    create_state,
-    train_step,
-    validation_step,
+from retrieval_jax.training.epochs import (
+    DataSet,
+    Recipe,
+    check_batches,
+    epoch_order,
+    fit_steps,
 )
-
-# Steps dispatched before the oldest one's metrics are fetched. Enough to keep a device busy; more
-# can deadlock virtual CPU devices, whose collectives share one small thread pool.
-_IN_FLIGHT = 8
-
-
-class Recipe(NamedTuple):
-    """What to train and how; the arrays come separately."""
-
-    model: AutoEncoder
-    objective: Objective
-    optimizer: optax.GradientTransformation
-    augment: Augment
-    epochs: int
-    batch_size: int  # over all devices
-    validation_batch_size: int  # likewise
-    seed: int
+from retrieval_jax.training.logs import MetricLog
+from retrieval_jax.training.repeat import Totals
+from retrieval_jax.training.step import TrainState, create_state
 
 
-class DataSet(NamedTuple):
-    """Images and labels on the host."""
+class Watch(NamedTuple):
+    """What an onlooker gets of the first epoch that `train` does."""
 
-    images: np.ndarray  # uint8 [n, h, w, c]
-    labels: np.ndarray  # int32 [n]; zeros where there are none
+    first_step: Callable[[], None]  # called when the first call's metrics have arrived
+    profile_to: Path  # directory of `jax.profiler`'s trace
+    profile_steps: int = 0  # steps to trace after the first call, in whole calls; 0: no trace
 
 
 def train(
@@ -61,6 +45,7 @@ def train(
     validation: DataSet,
     checkpoints: Checkpoints,
     log_to: Callable[[list[dict]], MetricLog],
+    watch: Watch | None = None,
 ) -> tuple[TrainState, list[dict]]:
     """Trains from the newest checkpoint, or from scratch, to the last epoch.
 
@@ -73,6 +58,7 @@ def train(
       validation: any number of images; none gives no validation row.
       checkpoints: where states are saved after each epoch; closed at the end, as the log is.
       log_to: rows of history so far → a `MetricLog`.
+      watch: what to tell and to trace of the first epoch.
 
     Returns:
       The final state on the host, and a row an epoch (see `MetricLog`).
@@ -81,7 +67,11 @@ def train(
       UserError: a term of the loss is not finite; the last checkpoint is the last good one.
     """
     state = create_state(
-        recipe.model, recipe.optimizer, key_for(recipe.seed, "init"), fit.images.shape[1:]
+        recipe.model,
+        recipe.optimizer,
+        key_for(recipe.seed, "init"),
+        fit.images.shape[1:],
+        averaged=recipe.ema_decay > 0,
     )
     state, history = checkpoints.restore(state)
     # Closing waits for the last save, whatever ends the loop.
@@ -92,7 +82,8 @@ def train(
         state = devices.on_every_device(state)
         for epoch in range(len(history) + 1, recipe.epochs + 1):
             start = time.perf_counter()
-            state, fit_means = fit_epoch(state, epoch)
+            state, fit_means = fit_epoch(state, epoch, watch)
+            watch = None
             validation_means = validate(state)
             _refuse_non_finite(validation_means, f"in the validation after epoch {epoch}")
             row = {
@@ -121,74 +112,106 @@ def describe(row: dict, epochs: int) -> str:
 
 
 def _epoch_functions(recipe: Recipe, fit: DataSet, validation: DataSet):
-    """(state, epoch) → (state, means of the fit) and state → means of the validation."""
-    axis = {"axis_name": devices.AXIS}
-
-    def indexed_step(state: TrainState, data: DataSet, order: jax.Array):
-        rows = order[state.step % len(order)]
-        key = jax.random.fold_in(
-            key_for(recipe.seed, "augment", state.step), jax.lax.axis_index(devices.AXIS)
-        )
-        images = recipe.augment(key, as_float(data.images[rows]))
-        return train_step(
-            state,
-            Batch(images, data.labels[rows]),
-            model=recipe.model,
-            objective=recipe.objective,
-            optimizer=recipe.optimizer,
-            **axis,
-        )
-
-    def indexed_validation(state: TrainState, data: DataSet, order: jax.Array, i: jax.Array):
-        rows = order[i]
-        batch = Batch(as_float(data.images[rows]), data.labels[rows])
-        # Row -1 pads the last batch.
-        return validation_step(
-            state, batch, rows >= 0, model=recipe.model, objective=recipe.objective, **axis
-        )
-
+    """(state, epoch, watch) → (state, fit means) and state → validation means."""
     names = [TOTAL, *recipe.objective]  # mapped functions return dictionaries sorted
-    step = devices.mapped(indexed_step, donate=(0,))
-    check = devices.mapped(indexed_validation)
+    per_call = recipe.steps_per_call
     steps = len(fit.images) // recipe.batch_size
+    order_of = devices.mapped(partial(epoch_order, recipe, len(fit.images)))
+    run_steps = devices.mapped(partial(fit_steps, recipe), donate=(0,))
+    run_checks = devices.mapped(partial(check_batches, recipe))
     fit_data, validation_data = devices.on_every_device((fit, validation))
     validation_order = _validation_order(len(validation.images), recipe.validation_batch_size)
+    first_batch = devices.on_every_device(np.int32(0))
 
-    def fit_epoch(state: TrainState, epoch: int) -> tuple[TrainState, dict[str, float]]:
-        permutation = jax.random.permutation(
-            key_for(recipe.seed, "shuffle", epoch), len(fit.images)
-        )
-        rows = np.asarray(permutation)[: steps * recipe.batch_size]
-        order = devices.share_batches(rows.reshape(steps, recipe.batch_size))
-        pending: deque = deque()
-        fetched: list[dict[str, float]] = []
+    def fit_epoch(
+        state: TrainState, epoch: int, watch: Watch | None
+    ) -> tuple[TrainState, dict[str, float]]:
+        sums = dict.fromkeys(names, 0.0)
 
-        def fetch() -> None:
-            done = (epoch - 1) * steps + len(fetched) + 1
-            fetched.append(_to_floats(pending.popleft()))
-            _refuse_non_finite(fetched[-1], f"at step {done} (epoch {epoch})")
-            progress.update(note=f"loss {fetched[-1][TOTAL]:.4g}")
+        def take(totals: Totals, done: int, count: int) -> None:
+            if watch and done == 0:
+                watch.first_step()
+            if totals.bad_step >= 0:
+                step = (epoch - 1) * steps + done + int(totals.bad_step) + 1
+                _refuse_non_finite(totals.bad, f"at step {step} (epoch {epoch})")
+            for name in names:
+                sums[name] += float(totals.sums[name])
+            progress.update(count, note=f"loss {totals.sums[TOTAL] / count:.4g}")
 
-        with Progress(f"epoch {epoch}", steps) as progress:
-            for _ in range(steps):
-                state, metrics = step(state, fit_data, order)
-                pending.append(metrics)
-                if len(pending) > _IN_FLIGHT:
-                    fetch()
-            while pending:
-                fetch()
-        return state, {name: float(np.mean([m[name] for m in fetched])) for name in names}
+        with Progress(f"epoch {epoch}", steps) as progress, jax.transfer_guard("disallow"):
+            order = order_of(state)
+            for part, context in _parts(steps, per_call, watch):
+                with context:
+                    state = _run(lambda state: run_steps(state, fit_data, order), state, part, take)
+        return state, {name: total / steps for name, total in sums.items()}
 
     def validate(state: TrainState) -> dict[str, float]:
-        totals: dict[str, float] = {}
-        for i in range(validation_order.shape[1]):
-            index = np.full(devices.count(), i)
-            sums = _to_floats(check(state, validation_data, validation_order, index))
-            totals = {name: totals.get(name, 0.0) + value for name, value in sums.items()}
-        count = totals.pop("count", 0.0)
-        return {name: totals[name] / count for name in [*names, "accuracy"] if name in totals}
+        sums: dict[str, float] = {}
+
+        def take(totals: Totals, done: int, count: int) -> None:
+            for name, value in totals.sums.items():
+                sums[name] = sums.get(name, 0.0) + float(value)
+
+        with jax.transfer_guard("disallow"):
+            _run(
+                lambda i: run_checks(i, state, validation_data, validation_order),
+                first_batch,
+                range(0, validation_order.shape[1], per_call),
+                take,
+            )
+        count = sums.pop("count", 0.0)
+        return {name: sums[name] / count for name in [*names, "accuracy"] if name in sums}
 
     return fit_epoch, validate
+
+
+def _parts(
+    steps: int, per_call: int, watch: Watch | None
+) -> list[tuple[range, AbstractContextManager[Any]]]:
+    """An epoch's steps, those to trace apart, each with what is around it."""
+    if watch is None or watch.profile_steps == 0:
+        return [(range(0, steps, per_call), nullcontext())]
+    calls = -(-watch.profile_steps // per_call)
+    start, stop = per_call, per_call * (1 + calls)
+    return [
+        (range(0, start, per_call), nullcontext()),
+        (range(start, min(stop, steps), per_call), jax.profiler.trace(watch.profile_to)),
+        (range(stop, steps, per_call), nullcontext()),
+    ]
+
+
+def _run(
+    call: Callable[[Any], tuple[Any, Totals]],
+    carry: Any,
+    steps: range,
+    take: Callable[[Totals, int, int], None],
+) -> Any:
+    """Does the steps, a call for each item of the range; `take` is one call behind.
+
+    Args:
+      call: carry → (carry, totals) on all devices, for as many steps as the range's own, or as are
+        left.
+      carry: what goes from call to call.
+      steps: the number of the first step of each call.
+      take: (totals on the host, number of the call's first step, steps of the call).
+
+    Returns:
+      The carry of the last call.
+    """
+    late: list[tuple[Totals, int, int]] = []
+
+    def fetch() -> None:
+        totals, first, count = late.pop(0)
+        take(devices.from_first_device(totals), first, count)
+
+    for first in steps:
+        carry, totals = call(carry)
+        late.append((totals, first, min(steps.step, steps.stop - first)))
+        if len(late) > 1:
+            fetch()
+    if late:
+        fetch()
+    return carry
 
 
 def _validation_order(rows: int, batch: int) -> jax.Array:
@@ -200,10 +223,6 @@ def _validation_order(rows: int, batch: int) -> jax.Array:
     return devices.share_batches(order.reshape(steps, batch))
 
 
-def _to_floats(metrics: dict[str, jax.Array]) -> dict[str, float]:
-    return {name: float(value) for name, value in devices.from_first_device(metrics).items()}
-
-
 def _refuse_non_finite_parameters(state: TrainState, epoch: int) -> None:
     # XLA's ReLU on a CPU turns NaN into 0, so a loss can be finite where parameters are not.
     if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params)):
@@ -213,8 +232,8 @@ def _refuse_non_finite_parameters(state: TrainState, epoch: int) -> None:
         )
 
 
-def _refuse_non_finite(means: dict[str, float], where: str) -> None:
-    bad = [name for name, value in means.items() if not math.isfinite(value)]
+def _refuse_non_finite(means: Mapping[str, ArrayLike], where: str) -> None:
+    bad = [name for name, value in means.items() if not np.isfinite(value)]
     if bad:
         # The total is named only where no single term is to blame.
         terms = [name for name in bad if name != TOTAL] or bad

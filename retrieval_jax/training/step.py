@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -19,10 +20,13 @@ class TrainState(NamedTuple):
     params: Any
     batch_stats: Any
     opt_state: optax.OptState
+    average: dict[str, Any] | None = None  # of params and batch_stats, where averages are kept
 
     @property
     def variables(self) -> dict[str, Any]:
-        """What the model is applied with."""
+        """What the trained model is applied with: the averages, where there are any."""
+        if self.average is not None:
+            return self.average
         return {"params": self.params, "batch_stats": self.batch_stats}
 
 
@@ -31,14 +35,20 @@ def create_state(
     optimizer: optax.GradientTransformation,
     key: jax.Array,
     image_shape: tuple[int, int, int],
+    *,
+    averaged: bool = False,
 ) -> TrainState:
-    """Initial parameters, statistics and optimizer state for images [h, w, c]."""
+    """Initial parameters, statistics and optimizer state for images [h, w, c].
+
+    With `averaged` there is room for averages, which start at nothing.
+    """
     variables = jax.jit(model.init)(key, jnp.zeros((1, *image_shape)))
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=variables["params"],
         batch_stats=variables["batch_stats"],
         opt_state=optimizer.init(variables["params"]),
+        average=jax.tree.map(jnp.zeros_like, variables) if averaged else None,
     )
 
 
@@ -50,6 +60,7 @@ def train_step(
     objective: Objective,
     optimizer: optax.GradientTransformation,
     axis_name: str,
+    ema_decay: float = 0.0,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One step of gradient descent on this device's share of the batch.
 
@@ -60,6 +71,7 @@ def train_step(
       objective: named, weighted losses.
       optimizer: any optax transformation.
       axis_name: the mapped axis of devices.
+      ema_decay: share of the old in the state's averages, where it has any.
 
     Returns:
       The next state, the same on every device, and name → float scalar, the mean of each term over
@@ -68,7 +80,7 @@ def train_step(
 
     def mean_loss(params):
         outputs, updates = model.apply(
-            state._replace(params=params).variables,
+            {"params": params, "batch_stats": state.batch_stats},
             batch.images,
             True,
             mutable=["batch_stats"],
@@ -81,7 +93,18 @@ def train_step(
     gradients, metrics = jax.lax.pmean((gradients, metrics), axis_name)
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    return TrainState(state.step + 1, params, batch_stats, opt_state), metrics
+    average = _averaged(state, {"params": params, "batch_stats": batch_stats}, ema_decay)
+    return TrainState(state.step + 1, params, batch_stats, opt_state, average), metrics
+
+
+def _averaged(state: TrainState, variables: dict[str, Any], decay: float) -> dict[str, Any] | None:
+    if state.average is None:
+        return None
+    # The exponential average divided by the sum of its weights, 1 - decay^steps, in one update: the
+    # first step takes the variables as they are, and nothing has to be divided where it is used.
+    steps = (state.step + 1).astype(jnp.float32)
+    share = (1 - decay) / -jnp.expm1(steps * math.log(decay))
+    return optax.incremental_update(variables, state.average, share)
 
 
 def validation_step(
