@@ -10,7 +10,16 @@ from flax import linen as nn
 from jax.test_util import check_grads
 from numpy_model import autoencoder, randomised
 
-from retrieval_jax.models import AutoEncoder, Decoder, Encoder, Head, unit_norm, upsample_conv
+from retrieval_jax.models import (
+    AutoEncoder,
+    Decoder,
+    Encoder,
+    Head,
+    conv_from_narrow,
+    conv_to_narrow,
+    unit_norm,
+    upsample_conv,
+)
 
 
 def sizes(tree):
@@ -140,38 +149,51 @@ def test_bfloat16_computes_within_its_rounding_and_keeps_the_rest_in_float32():
     assert a @ b > 0.99 * np.linalg.norm(a) * np.linalg.norm(b)
 
 
-def plain_upsample_conv(images, kernel):
-    enlarged = images.repeat(2, 1).repeat(2, 2)
+def plain_conv(images, kernel):
     return jax.lax.conv_general_dilated(
-        enlarged, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        images, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
 
 
+def plain_upsample_conv(images, kernel):
+    return plain_conv(images.repeat(2, 1).repeat(2, 2), kernel)
+
+
+FORMS = [
+    (upsample_conv, plain_upsample_conv),
+    (conv_from_narrow, plain_conv),
+    (conv_to_narrow, plain_conv),
+]
+
+
+@pytest.mark.parametrize(("fast", "plain"), FORMS)
 @pytest.mark.parametrize(
     "shape", [(3, 5, 7, 4, 6), (1, 1, 1, 1, 1), (2, 4, 1, 3, 2), (1, 2, 9, 1, 5)]
 )
-def test_upsample_conv_equals_the_plain_layer_with_its_gradients(shape):
+def test_a_convolution_equals_the_plain_layer_with_its_gradients(fast, plain, shape):
     n, height, width, ci, co = shape
-    keys = jax.random.split(jax.random.key(0), 3)
-    images = jax.random.normal(keys[0], (n, height, width, ci))
-    kernel = jax.random.normal(keys[1], (3, 3, ci, co))
-    cotangent = jax.random.normal(keys[2], (n, 2 * height, 2 * width, co))
+    rng = np.random.default_rng(0)
+    images, kernel = rng.normal(size=(n, height, width, ci)), rng.normal(size=(3, 3, ci, co))
+    cotangent = rng.normal(size=jax.eval_shape(plain, images, kernel).shape)
 
     @partial(jax.jit, static_argnums=0)
     def output_and_gradients(function, images, kernel):
         output, pullback = jax.vjp(function, images, kernel)
-        return output, *pullback(cotangent)
+        return output, *pullback(jnp.asarray(cotangent, output.dtype))
 
-    results = output_and_gradients(upsample_conv, images, kernel)
-    expected = output_and_gradients(plain_upsample_conv, images, kernel)
-    for result, plain in zip(results, expected, strict=True):
-        np.testing.assert_allclose(result, plain, rtol=1e-4, atol=1e-4)
+    with jax.enable_x64(True):
+        expected = output_and_gradients(plain, images, kernel)
+    results = output_and_gradients(fast, np.float32(images), np.float32(kernel))
+    for result, exact in zip(results, expected, strict=True):
+        assert result.dtype == jnp.float32 and exact.dtype == jnp.float64
+        np.testing.assert_allclose(result, exact, atol=2e-6 * np.abs(exact).max())
 
 
-def test_upsample_conv_gradient_equals_finite_differences():
+@pytest.mark.parametrize("fast", [fast for fast, _ in FORMS])
+def test_gradients_of_convolutions_equal_finite_differences(fast):
     keys = jax.random.split(jax.random.key(3))
     arguments = jax.random.normal(keys[0], (1, 2, 3, 2)), jax.random.normal(keys[1], (3, 3, 2, 2))
-    check_grads(jax.jit(upsample_conv), arguments, order=1, modes=["rev"], atol=1e-2, rtol=1e-2)
+    check_grads(jax.jit(fast), arguments, order=1, modes=["rev"], atol=1e-2, rtol=1e-2)
 
 
 def test_upsample_conv_refuses_another_kernel():

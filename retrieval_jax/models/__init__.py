@@ -8,15 +8,19 @@ from retrieval_jax.models.autoencoder import (
     Outputs,
     unit_norm,
 )
-from retrieval_jax.models.upsample_conv import UpsampleConv, upsample_conv
+from retrieval_jax.models.conv import Conv3x3, conv, conv_from_narrow, conv_to_narrow
+from retrieval_jax.models.upsample_conv import upsample_conv
 
 __all__ = [
     "AutoEncoder",
+    "Conv3x3",
     "Decoder",
     "Encoder",
     "Head",
     "Outputs",
-    "UpsampleConv",
+    "conv",
+    "conv_from_narrow",
+    "conv_to_narrow",
     "unit_norm",
     "upsample_conv",
 ]

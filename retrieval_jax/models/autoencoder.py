@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from retrieval_jax.models.upsample_conv import UpsampleConv
+from retrieval_jax.models.conv import Conv3x3, conv, conv_from_narrow, conv_to_narrow
+from retrieval_jax.models.upsample_conv import upsample_conv
 
 
 class Outputs(NamedTuple):
@@ -23,11 +24,6 @@ class Outputs(NamedTuple):
     embedding: jax.Array  # float32 [n, bottleneck features]
     reconstruction: jax.Array  # float32 [n, h, w, c] in (0, 1)
     logits: jax.Array | None  # float32 [n, classes]; None without a head
-
-
-def _conv(module: Encoder | Decoder, features: int, name: str) -> nn.Conv:
-    init = nn.initializers.glorot_uniform()
-    return nn.Conv(features, (3, 3), kernel_init=init, dtype=module.dtype, name=name)
 
 
 def _normalise_relu(module: Encoder | Decoder, x: jax.Array, train: bool, name: str) -> jax.Array:
@@ -83,10 +79,12 @@ class Encoder(nn.Module):
             )
         x = images
         for i, features in enumerate(self.widths, 1):
-            x = _conv(self, features, f"conv{i}")(x)
+            # The first one reads the image, which has few channels.
+            convolve = conv if i > 1 else conv_from_narrow
+            x = Conv3x3(features, convolve, self.dtype, name=f"conv{i}")(x)
             x = _normalise_relu(self, x, train, f"norm{i}")
             x = _max_pool_2x2(x)
-        return _conv(self, self.bottleneck, "bottleneck")(x)
+        return Conv3x3(self.bottleneck, conv, self.dtype, name="bottleneck")(x)
 
 
 class Decoder(nn.Module):
@@ -111,9 +109,10 @@ class Decoder(nn.Module):
     def __call__(self, bottleneck: jax.Array, train: bool = False) -> jax.Array:
         x = _normalise_relu(self, bottleneck, train, "norm0")
         for i, features in enumerate(self.widths, 1):
-            x = UpsampleConv(features, dtype=self.dtype, name=f"conv{i}")(x)
+            x = Conv3x3(features, upsample_conv, self.dtype, name=f"conv{i}")(x)
             x = _normalise_relu(self, x, train, f"norm{i}")
-        return nn.sigmoid(_conv(self, self.channels, "output")(x).astype(jnp.float32))
+        output = Conv3x3(self.channels, conv_to_narrow, self.dtype, name="output")(x)
+        return nn.sigmoid(output.astype(jnp.float32))
 
 
 class Head(nn.Module):
