@@ -148,6 +148,7 @@ def recipe(**changes):
             "epochs": 3,
             "batch_size": 8,
             "validation_batch_size": 4,
+            "streaming": False,
             "seed": 0,
         }
         | changes

@@ -1,4 +1,4 @@
-"""The training loop: whole epochs from a data set that lies on the devices as uint8."""
+"""The training loop: whole epochs of a data set that lies on the devices as uint8, or streams."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import closing
+from itertools import repeat
 from typing import NamedTuple
 
 import jax
@@ -21,6 +22,7 @@ from retrieval_jax.objective import TOTAL, Batch, Objective
 from retrieval_jax.progress import Progress, say
 from retrieval_jax.randomness import key_for
 from retrieval_jax.training.checkpoints import Checkpoints
+from retrieval_jax.training.feed import DataSet, streamed
 from retrieval_jax.training.logs import MetricLog
 from retrieval_jax.training.step import (
     TrainState,
@@ -45,14 +47,8 @@ class Recipe(NamedTuple):
     epochs: int
     batch_size: int  # over all devices
     validation_batch_size: int  # likewise
+    streaming: bool  # bring the images to the devices batch by batch
     seed: int
-
-
-class DataSet(NamedTuple):
-    """Images and labels on the host."""
-
-    images: np.ndarray  # uint8 [n, h, w, c]
-    labels: np.ndarray  # int32 [n]; zeros where there are none
 
 
 def train(
@@ -151,15 +147,22 @@ def _epoch_functions(recipe: Recipe, fit: DataSet, validation: DataSet):
     step = devices.mapped(indexed_step, donate=(0,))
     check = devices.mapped(indexed_validation)
     steps = len(fit.images) // recipe.batch_size
-    fit_data, validation_data = devices.on_every_device((fit, validation))
     validation_order = _validation_order(len(validation.images), recipe.validation_batch_size)
+    if not recipe.streaming:
+        fit_data, validation_data = devices.on_every_device((fit, validation))
+        shared_validation_order = devices.share_batches(validation_order)
 
     def fit_epoch(state: TrainState, epoch: int) -> tuple[TrainState, dict[str, float]]:
         permutation = jax.random.permutation(
             key_for(recipe.seed, "shuffle", epoch), len(fit.images)
         )
         rows = np.asarray(permutation)[: steps * recipe.batch_size]
-        order = devices.share_batches(rows.reshape(steps, recipe.batch_size))
+        batches = rows.reshape(steps, recipe.batch_size)
+        fed = (
+            streamed(fit, batches)
+            if recipe.streaming
+            else repeat((fit_data, devices.share_batches(batches)), steps)
+        )
         pending: deque = deque()
         fetched: list[dict[str, float]] = []
 
@@ -170,8 +173,8 @@ def _epoch_functions(recipe: Recipe, fit: DataSet, validation: DataSet):
             progress.update(note=f"loss {fetched[-1][TOTAL]:.4g}")
 
         with Progress(f"epoch {epoch}", steps) as progress:
-            for _ in range(steps):
-                state, metrics = step(state, fit_data, order)
+            for data, order in fed:
+                state, metrics = step(state, data, order)
                 pending.append(metrics)
                 if len(pending) > _IN_FLIGHT:
                     fetch()
@@ -181,9 +184,15 @@ def _epoch_functions(recipe: Recipe, fit: DataSet, validation: DataSet):
 
     def validate(state: TrainState) -> dict[str, float]:
         totals: dict[str, float] = {}
-        for i in range(validation_order.shape[1]):
-            index = np.full(devices.count(), i)
-            sums = _to_floats(check(state, validation_data, validation_order, index))
+        steps = len(validation_order)
+        fed = (
+            streamed(validation, validation_order)
+            if recipe.streaming
+            else repeat((validation_data, shared_validation_order), steps)
+        )
+        for i, (data, order) in enumerate(fed):
+            index = np.full(devices.count(), i % order.shape[1])
+            sums = _to_floats(check(state, data, order, index))
             totals = {name: totals.get(name, 0.0) + value for name, value in sums.items()}
         count = totals.pop("count", 0.0)
         return {name: totals[name] / count for name in [*names, "accuracy"] if name in totals}
@@ -191,13 +200,13 @@ def _epoch_functions(recipe: Recipe, fit: DataSet, validation: DataSet):
     return fit_epoch, validate
 
 
-def _validation_order(rows: int, batch: int) -> jax.Array:
-    """[devices, steps, batch / devices] row numbers, -1 where the last batch is padded."""
+def _validation_order(rows: int, batch: int) -> np.ndarray:
+    """[steps, batch] row numbers, -1 where the last batch is padded."""
     batch = devices.round_up(batch)
     steps = -(-rows // batch)
     order = np.full(steps * batch, -1, np.int32)
     order[:rows] = np.arange(rows)
-    return devices.share_batches(order.reshape(steps, batch))
+    return order.reshape(steps, batch)
 
 
 def _to_floats(metrics: dict[str, jax.Array]) -> dict[str, float]:
