@@ -38,7 +38,7 @@ def cached(
     path = home / "retrieval_jax" / "data" / f"{zlib.crc32(name.encode()):08x}.npz"
     state = f"{_FORMAT}: {name}: {state}"
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             if archive["state"].item() == state:
                 return {key: archive[key] for key in archive.files if key != "state"}
     except Exception:  # no file, or any that zipfile and NumPy have for a damaged one
