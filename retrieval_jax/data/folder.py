@@ -182,7 +182,7 @@ def _decode_sound(
         if isinstance(pixels, str):
             raise UserError(
                 f"{printable(str(paths[row].relative_to(root)))} in {printable(str(root))} can't "
-                f"be decoded ({pixels}): mend it, or remove it and start in another workdir"
+                f"be decoded ({pixels}): mend or remove it, and start in another workdir"
             )
         image[:] = pixels
     return images
