@@ -43,6 +43,7 @@ def default() -> ConfigDict:
     data.image_size = (32, 32)  # folder: height and width that images are resized to
     data.channels = 3  # folder: 3 for colour, 1 for grey
     data.max_skipped = 100  # folder: unreadable images to tolerate before the run stops
+    data.streaming = False  # read images when they are needed, not all of them into memory first
     data.queries = 90  # images set aside as queries, stratified by class
     data.validation_fraction = 0.2  # share of the gallery for the validation losses
 
@@ -257,13 +258,16 @@ def load_images(c: ConfigDict) -> ImageSet:
     if c.data.source == "digits":
         return digits()
     if c.data.source == "tfds":
-        return from_tfds(c.data.name, c.data.directory or _tfds_directory())
+        return from_tfds(
+            c.data.name, c.data.directory or _tfds_directory(), streaming=c.data.streaming
+        )
     if c.data.source == "folder":
         return from_folder(
             c.data.directory,
             tuple(c.data.image_size),
             channels=c.data.channels,
             max_skipped=c.data.max_skipped,
+            streaming=c.data.streaming,
         )
     return from_npz(c.data.file)
 
@@ -293,12 +297,18 @@ def build_recipe(c: ConfigDict, channels: int, classes: int, fit: int) -> Recipe
         epochs=c.training.epochs,
         batch_size=c.training.batch_size,
         validation_batch_size=c.embedding.batch_size,
-        # So that what is traced is what was asked for.
-        steps_per_call=min(
-            devices.steps_per_call(), c.training.profile_steps or devices.steps_per_call()
-        ),
+        steps_per_call=_steps_per_call(c),
+        streaming=c.data.streaming,
         seed=c.seed,
     )
+
+
+def _steps_per_call(c: ConfigDict) -> int:
+    if c.data.streaming:
+        return 1
+    most = devices.steps_per_call()
+    # So that what is traced is what was asked for.
+    return min(most, c.training.profile_steps or most)
 
 
 def _build_model(c: ConfigDict, channels: int, classes: int) -> AutoEncoder:

@@ -5,7 +5,7 @@ A value "on every device" is stacked along a leading axis of devices, as `jax.pm
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from functools import wraps
 from typing import Any
 
@@ -14,6 +14,8 @@ import numpy as np
 from flax import jax_utils
 from jax.sharding import Mesh
 
+from retrieval_jax.data.images import LazyImages
+from retrieval_jax.data.stream import batches
 from retrieval_jax.progress import Progress
 
 AXIS = "devices"
@@ -60,6 +62,24 @@ def share_batches(rows: np.ndarray) -> jax.Array:
     return jax.pmap(lambda share: share)(shares)
 
 
+def whole_batches(shares: jax.Array) -> np.ndarray:
+    """Fetches [devices, steps, batch / devices] to the host as [steps, batch]."""
+    fetched = jax.device_get(shares)
+    return fetched.swapaxes(0, 1).reshape(fetched.shape[1], -1)
+
+
+def prefetched(trees: Iterable[Any]) -> Iterator[Any]:
+    """Yields trees of arrays [b, …] as [devices, b / devices, …], each device's rows on it.
+
+    The transfer of the next one is under way while one is in use.
+    """
+
+    def share(x: np.ndarray) -> np.ndarray:
+        return x.reshape(count(), -1, *x.shape[1:])
+
+    return jax_utils.prefetch_to_device((jax.tree.map(share, tree) for tree in trees), 2)
+
+
 def mapped(function: Callable, *, donate: tuple[int, ...] = ()) -> Callable:
     """Maps a per-device function over all devices, with `AXIS` as the name for its reductions.
 
@@ -82,17 +102,20 @@ def round_up(batch: int) -> int:
 
 
 def map_rows(
-    function: Callable[[Any, jax.Array], jax.Array], parameters: Any, rows: np.ndarray, batch: int
+    function: Callable[[Any, jax.Array], jax.Array],
+    parameters: Any,
+    rows: np.ndarray | LazyImages,
+    batch: int,
 ) -> np.ndarray:
     """Applies `function(parameters, batch of rows)` to any number of rows, on all devices.
 
-    The last batch is padded to the static shape and only real rows are returned; two batches are
-    in flight, so memory doesn't grow with the rows.
+    The last batch is padded to the static shape and only real rows are returned. Rows are read two
+    batches ahead and two batches are in flight, so memory doesn't grow with the rows.
 
     Args:
       function: (parameters, [b, …]) → [b, …], each row on its own.
       parameters: on every device.
-      rows: [n, …] on the host, n ≥ 0.
+      rows: [n, …] on the host, n ≥ 0, or images that are read when they are needed.
       batch: rows of one call over all devices; rounded up to a multiple of the devices.
 
     Returns:
@@ -108,11 +131,11 @@ def map_rows(
         results.append(np.asarray(value).reshape(batch, *value.shape[2:])[:real])
         progress.update(real)
 
+    none = np.arange(0)
     with Progress("images", len(rows)) as progress:
-        for start in range(0, max(len(rows), 1), batch):
-            part = rows[start : start + batch]
-            padding = np.zeros((batch - len(part), *rows.shape[1:]), rows.dtype)
-            shared = np.concatenate([part, padding]).reshape(count(), -1, *rows.shape[1:])
+        for part in batches(rows, np.arange(len(rows)), batch) if len(rows) else [rows[none]]:
+            padding = np.zeros((batch - len(part), *part.shape[1:]), part.dtype)
+            shared = np.concatenate([part, padding]).reshape(count(), -1, *part.shape[1:])
             pending.append((call(parameters, shared), len(part)))
             if len(pending) > 1:
                 fetch()

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from retrieval_jax import config as configuration
 from retrieval_jax import devices, evaluation, provenance, sharded
 from retrieval_jax.compilation import keep_programs
-from retrieval_jax.data.images import ImageSet
+from retrieval_jax.data.images import ImageSet, LazyImages, view
 from retrieval_jax.data.split import Split, split
 from retrieval_jax.kmeans import KMeansResult, predict
 from retrieval_jax.models import AutoEncoder, unit_norm
@@ -168,12 +168,18 @@ def load(config: ConfigDict) -> tuple[ImageSet, Split, int]:
 
 
 def _fingerprint(data: ImageSet) -> dict[str, Any]:
-    """Tells whether a resumed run sees the data that it began with."""
-    labels = b"" if data.labels is None else data.labels.tobytes()
-    return {
-        "images": len(data.images),
-        "checksum": zlib.crc32(labels, zlib.crc32(np.ascontiguousarray(data.images).data)),
-    }
+    """Tells whether a resumed run sees the data that it began with.
+
+    The checksum is of all pixels and labels; for images that are read later, it is of the names and
+    sizes of their files and the labels.
+    """
+    images, labels = data.images, b"" if data.labels is None else data.labels.tobytes()
+    content = (
+        images.identity.encode()
+        if isinstance(images, LazyImages)
+        else np.ascontiguousarray(images).data
+    )
+    return {"images": len(images), "checksum": zlib.crc32(labels, zlib.crc32(content))}
 
 
 def fit(
@@ -191,7 +197,10 @@ def fit(
     recipe = configuration.build_recipe(config, data.images.shape[3], classes, len(parts.fit))
     labels = np.zeros(len(data.images), np.int32) if data.labels is None else data.labels
     fit, validation = (
-        DataSet(data.images[rows], labels[rows]) for rows in (parts.fit, parts.validation)
+        DataSet(
+            view(data.images, rows) if config.data.streaming else data.images[rows], labels[rows]
+        )
+        for rows in (parts.fit, parts.validation)
     )
     checkpoints = Checkpoints(workdir / "checkpoints")
     watch = Watch(first_step, workdir / "profile", config.training.profile_steps)
@@ -210,7 +219,8 @@ def embed_all(
 
     rows = np.concatenate([parts.gallery, parts.queries])
     variables = devices.on_every_device(state.variables)
-    embedded = devices.map_rows(embed, variables, data.images[rows], config.embedding.batch_size)
+    images = view(data.images, rows)
+    embedded = devices.map_rows(embed, variables, images, config.embedding.batch_size)
     return Embeddings(*np.split(embedded, [len(parts.gallery)]))
 
 

@@ -8,6 +8,7 @@ os.environ.setdefault("NPROC", "16")
 # Programs that several tests and their subprocesses run are compiled once.
 _cache = tempfile.TemporaryDirectory(prefix="retrieval_jax-tests-")
 os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache.name
+os.environ["XDG_CACHE_HOME"] = _cache.name
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
 
 import jax  # noqa: E402

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from retrieval_jax.data.folder import from_folder
+from retrieval_jax.data.stream import batches
 from retrieval_jax.errors import UserError
 
 
@@ -349,3 +350,54 @@ def test_labels_stay_with_their_images_when_some_are_skipped(tmp_path):
     assert 10 < len(data.skipped) < 40
     assert len(data.images) == len(data.labels) == 60 - len(data.skipped)
     np.testing.assert_array_equal(data.images[:, 0, 0, 0] % 3, data.labels)
+
+
+# --- streaming -----------------------------------------------------------------------------------
+
+
+def test_a_stream_reads_what_the_memory_would_hold(tmp_path):
+    for i in range(40):
+        save(tmp_path / f"class{i % 3}" / f"{i:02d}.jpg", pixels(i, 30 + i, 50, 3))
+    (tmp_path / "class1" / "07b.jpg").write_bytes(b"x")
+    (tmp_path / "class2" / "08b.png").write_bytes(b"")
+    whole, lazy = (from_folder(tmp_path, (6, 5), streaming=s) for s in (False, True))
+    assert lazy._replace(images=None) == whole._replace(images=None, labels=lazy.labels)
+    np.testing.assert_array_equal(lazy.labels, whole.labels)
+    assert lazy.images.shape == whole.images.shape
+    order = np.random.default_rng(0).permutation(40)
+    read = np.concatenate(list(batches(lazy.images, order, 7)))
+    np.testing.assert_array_equal(read, whole.images[order])
+
+
+def test_what_a_header_tells_is_skipped_and_the_rest_named_when_it_is_read(tmp_path):
+    for i in range(3):
+        save(tmp_path / f"good_{i}.png", np.full((64, 64, 3), 40 * i, np.uint8))
+    expected = nasty_files(tmp_path)
+    data = from_folder(tmp_path, (4, 4), max_skipped=len(expected), streaming=True)
+    skipped = {line.split(": ")[0] for line in data.skipped}
+    damaged = {"b_crc.png", "truncated_jpg.jpg", "truncated_png.png"}  # beyond the header
+    assert skipped | damaged >= set(expected) - {"truncated_webp.webp"}
+    names = sorted({f"good_{i}.png" for i in range(3)} | set(expected) - skipped)
+    assert len(names) == len(data.images) > 3
+    for name, row in zip(names, range(len(names)), strict=True):
+        if name.startswith("good"):
+            np.testing.assert_array_equal(data.images[row], 40 * int(name[5]))
+            continue
+        with pytest.raises(UserError, match=f"^{name} in .* can't be decoded .*: mend") as error:
+            data.images[row]
+        assert "\n" not in str(error.value)
+
+
+def test_a_stream_tells_its_files_apart_by_name_and_size(tmp_path):
+    def identity():
+        return from_folder(tmp_path, (2, 2), streaming=True).images.identity
+
+    save(tmp_path / "a" / "1.png", pixels(0, 2, 2, 3))
+    found = [identity()]
+    save(tmp_path / "a" / "2.png", pixels(0, 2, 2, 3))
+    found.append(identity())
+    save(tmp_path / "a" / "2.png", pixels(0, 9, 9, 3))
+    found.append(identity())
+    (tmp_path / "a" / "2.png").rename(tmp_path / "a" / "3.png")
+    found.append(identity())
+    assert len(set(found)) == 4 and identity() == found[-1]

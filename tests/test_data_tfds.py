@@ -5,6 +5,7 @@ import http.server
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -17,6 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from retrieval_jax.data.stream import batches
 from retrieval_jax.data.tfds_source import from_tfds
 from retrieval_jax.errors import UserError
 
@@ -130,6 +132,52 @@ def test_the_supervised_pair_is_chosen_among_several_labels(tmp_path):
     prepare(tmp_path, features, {"train": records}, "both")
     with pytest.raises(UserError, match="1 image and 2 class label features"):
         from_tfds("both", tmp_path)
+
+
+def test_a_stream_reads_what_the_memory_would_hold(tmp_path):
+    splits = {
+        "test": [record(i, i % 3 - 1) for i in range(30)],  # a third of them without a label
+        "train": [record(i, i % 2) for i in range(30, 70)],
+    }
+    prepare(tmp_path, image_and_label(), splits)
+    whole, lazy = (from_tfds("shapes", tmp_path, streaming=s) for s in (False, True))
+    assert lazy.description == whole.description and lazy.class_names == whole.class_names
+    np.testing.assert_array_equal(lazy.labels, whole.labels)
+    assert lazy.images.shape == whole.images.shape == (60, 5, 7, 3)
+    assert "array_record" in lazy.images.identity
+    order = np.random.default_rng(0).permutation(60)
+    read = np.concatenate(list(batches(lazy.images, order, 9)))
+    np.testing.assert_array_equal(read, whole.images[order])
+
+
+def test_a_stream_says_what_is_wrong_when_it_comes_to_it(tmp_path):
+    prepare(
+        tmp_path,
+        image_and_label((None, None, 3)),
+        {"train": [record(0, 0), record(1, 1, (6, 7, 3))]},
+    )
+    data = from_tfds("shapes", tmp_path, streaming=True)
+    np.testing.assert_array_equal(data.images[0], picture(0))
+    with pytest.raises(UserError, match="differ in shape, .5, 7, 3. and .6, 7, 3."):
+        data.images[1]
+    path = shard(tmp_path)
+    from_tfds("shapes", tmp_path, streaming=True)  # the labels come from the cache
+    stat = path.stat()
+    garble(path)
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))  # which takes the file for the same
+    with pytest.raises(UserError, match="incomplete or damaged") as error:
+        from_tfds("shapes", tmp_path, streaming=True).images[0]
+    assert "\n" not in str(error.value)
+
+
+def test_a_set_that_was_prepared_again_is_read_again(tmp_path):
+    for seed in (0, 1):
+        prepare(tmp_path, image_and_label(), {"train": [record(seed, seed)]})
+        for _ in range(2):
+            data = from_tfds("shapes", tmp_path)
+            np.testing.assert_array_equal(data.images[0], picture(seed))
+            assert data.labels.tolist() == [seed]
+        shutil.rmtree(tmp_path / "shapes")
 
 
 @pytest.mark.parametrize(

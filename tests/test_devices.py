@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from retrieval_jax import devices
+from retrieval_jax.data.images import LazyImages
 
 
 def test_several_devices_are_there():
@@ -20,6 +21,35 @@ def test_map_rows_equals_plain_numpy(rows, batch):
         lambda factor, part: factor * part.sum(1), devices.on_every_device(factor), data, batch
     )
     np.testing.assert_array_equal(result, factor * data.sum(1))
+
+
+def test_map_rows_reads_a_few_batches_at_a_time():
+    shape, read = (4, 4, 1), []
+
+    def images(rows):
+        read.extend(rows)
+        assert len(read) <= 32 * (len(done) + 5)
+        return np.broadcast_to((rows % 256)[:, None, None, None], (len(rows), *shape)).astype("u1")
+
+    done = []
+
+    def mean(_, part):
+        jax.debug.callback(lambda: done.append(1), ordered=False)
+        return part.astype("f4").mean((1, 2, 3))
+
+    lazy = LazyImages(images, np.arange(1000), shape)
+    result = devices.map_rows(mean, devices.on_every_device(np.float32(0)), lazy, 32)
+    np.testing.assert_array_equal(result, np.arange(1000) % 256)
+
+
+def test_prefetched_rows_lie_on_their_devices():
+    trees = [{"a": np.arange(16) + i, "b": np.zeros((8, 3))} for i in range(4)]
+    found = list(devices.prefetched(trees))
+    assert len(found) == 4
+    for tree, parts in zip(trees, found, strict=True):
+        assert parts["a"].shape == (8, 2) and parts["b"].shape == (8, 1, 3)
+        assert len(parts["a"].sharding.device_set) == 8
+        np.testing.assert_array_equal(np.ravel(parts["a"]), tree["a"])
 
 
 def test_batches_are_shared_without_loss():

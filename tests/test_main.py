@@ -211,6 +211,12 @@ def test_a_folder_of_own_images_with_a_broken_one_and_an_odd_name(tmp_path):
     assert "broken.png" in skipped
     page = (tmp_path / "run" / "report.html").read_text()
     assert "a &amp; &lt;b&gt;" in page and "<b>" not in page
+    streaming = (*data, *SMALL, "data.streaming=True")
+    assert main(arguments(tmp_path / "streamed", *streaming)) == 0
+    assert "broken.png" in results_of(tmp_path / "streamed")["provenance"]["data"]["skipped"][0]
+    for name, values in np.load(tmp_path / "run" / "embeddings.npz").items():
+        streamed = np.load(tmp_path / "streamed" / "embeddings.npz")[name]
+        np.testing.assert_allclose(streamed, values, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(

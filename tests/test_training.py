@@ -1,6 +1,7 @@
 """The train and validation steps against NumPy float64, on one device and on several."""
 
 import json
+import tracemalloc
 from functools import partial
 
 import jax
@@ -14,12 +15,14 @@ from scipy.special import log_softmax
 
 from retrieval_jax import devices
 from retrieval_jax.augment import random_shift
+from retrieval_jax.data.images import LazyImages, view
 from retrieval_jax.errors import UserError
 from retrieval_jax.models import AutoEncoder, Decoder, Encoder, Head
 from retrieval_jax.objective import Batch, classification_term, reconstruction_term
 from retrieval_jax.randomness import key_for
 from retrieval_jax.training.checkpoints import Checkpoints
-from retrieval_jax.training.epochs import DataSet, Recipe, fit_batch
+from retrieval_jax.training.epochs import Recipe, fit_batch
+from retrieval_jax.training.feed import DataSet, streamed
 from retrieval_jax.training.logs import MetricLog
 from retrieval_jax.training.loop import Watch, _parts, train
 from retrieval_jax.training.optimizers import build_optimizer
@@ -158,6 +161,7 @@ def recipe(**changes):
             "batch_size": 8,
             "validation_batch_size": 4,
             "steps_per_call": 1,
+            "streaming": False,
             "seed": 0,
         }
         | changes
@@ -462,3 +466,55 @@ def test_parameters_that_are_not_finite_are_never_saved(tmp_path):
         train_in(tmp_path, recipe(optimizer=explode, epochs=1), fit, data_set(4))
     _, kept = Checkpoints(tmp_path / "checkpoints").restore(random_state(explode))
     assert kept == []
+
+
+def test_a_stream_trains_to_the_same_numbers(tmp_path):
+    fit, validation = data_set(27), data_set(7, seed=1)
+    lazy = [DataSet(view(x, np.arange(len(x))), y) for x, y in (fit, validation)]
+    states, rows = zip(
+        train_in(tmp_path / "memory", recipe(epochs=2), fit, validation),
+        train_in(tmp_path / "stream", recipe(epochs=2, streaming=True), *lazy),
+        train_in(tmp_path / "array", recipe(epochs=2, streaming=True), fit, validation),
+        strict=True,
+    )
+    for part in ("fit", "validation"):
+        for row, other, third in zip(*rows, strict=True):
+            assert other[part] == third[part] == pytest.approx(row[part], rel=1e-6)
+    for a, b in zip(*map(jax.tree.leaves, states[:2]), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
+
+
+def test_a_stream_goes_on_at_the_exact_example():
+    data = data_set(50)
+    order = np.random.default_rng(0).permutation(50)[:48].reshape(3, 16).astype(np.int32)
+    order[2, 11:] = -1
+    whole, rest = list(streamed(data, order)), list(streamed(data, order, start=2))
+    assert len(whole) == 3 and len(rest) == 1
+    for step, (part, places) in zip([0, 1, 2, 2], whole + rest, strict=True):
+        assert part.images.shape == (8, 2, 4, 8, 2) and places.shape == (8, 1, 2)
+        real = np.ravel(places) >= 0
+        np.testing.assert_array_equal(real, order[step] >= 0)
+        np.testing.assert_array_equal(np.ravel(places)[real] % 2, np.arange(16)[real] % 2)
+        rows = order[step][real]
+        images = np.reshape(part.images, (16, 4, 8, 2))
+        np.testing.assert_array_equal(images[real], data.images[rows])
+        np.testing.assert_array_equal(np.ravel(part.labels)[real], data.labels[rows])
+        assert len(part.images.sharding.device_set) == 8
+
+
+def test_neither_host_nor_devices_hold_more_than_a_few_batches_of_a_stream():
+    shape, batch, steps = (64, 64, 3), 64, 100
+    images = LazyImages(
+        lambda rows: np.full((len(rows), *shape), 7, np.uint8), np.arange(steps * batch), shape
+    )
+    data = DataSet(images, np.zeros(len(images), np.int32))
+    bytes_of_batch, held = batch * np.prod(shape), 0
+    before = sum(array.nbytes for array in jax.live_arrays())
+    tracemalloc.start()
+    try:
+        for _ in streamed(data, np.arange(len(images)).reshape(steps, batch)):
+            held = max(held, sum(array.nbytes for array in jax.live_arrays()) - before)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert held < 5 * bytes_of_batch and peak < 10 * bytes_of_batch

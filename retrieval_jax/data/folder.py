@@ -2,13 +2,16 @@
 
 import os
 import warnings
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from retrieval_jax.data.images import ImageSet, describe_images, printable, reason
+from retrieval_jax.data.images import ImageSet, LazyImages, describe_images, printable, reason
 from retrieval_jax.errors import UserError
 
 _ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
@@ -18,7 +21,11 @@ _THREADS = 8  # bounds the full-size images in memory at once, at most 360 MB ea
 
 
 def from_folder(
-    directory: str | Path, size: tuple[int, int], channels: int = 3, max_skipped: int = 100
+    directory: str | Path,
+    size: tuple[int, int],
+    channels: int = 3,
+    max_skipped: int = 100,
+    streaming: bool = False,
 ) -> ImageSet:
     """Reads `DIR/class/*.png|jpg|jpeg|webp` with labels, or `DIR/*.png|jpg|jpeg|webp` without.
 
@@ -41,6 +48,9 @@ def from_folder(
         size: height and width of the result.
         channels: 1 (grey), 3 (RGB) or 4 (RGBA).
         max_skipped: the most images that may be skipped.
+        streaming: read an image when it is indexed rather than all of them now. What to skip must
+            be known before that: now each file is only opened and its header read, and one whose
+            pixels turn out to be damaged later raises a UserError that names it.
 
     Returns:
         The image set; names that aren't UTF-8, and characters that don't print, are escaped.
@@ -60,7 +70,17 @@ def from_folder(
         raise UserError(f"{shown} is not a folder: give the folder that holds the images")
     names, paths, labels = _find(root, shown)
 
-    images, read, skipped = _read(root, paths, size, channels, max_skipped)
+    images: np.ndarray | LazyImages
+    if streaming:
+        read, skipped = _read(root, paths, _header, None, max_skipped)
+        files = [(str(paths[i].relative_to(root)), paths[i].stat().st_size) for i in read]
+        decode = partial(_decode_sound, root, paths, size, channels)
+        images = LazyImages(decode, np.array(read, int), (*size, channels), repr(files))
+    else:
+        images = np.empty((len(paths), *size, channels), np.uint8)
+        look = partial(_decode, size=size, channels=channels)
+        read, skipped = _read(root, paths, look, images, max_skipped)
+        images = images[: len(read)]
     labels = labels[read]
     for lost in sorted(set(range(len(names))) - set(labels.tolist())):
         raise UserError(
@@ -117,10 +137,16 @@ def _list(folder: Path) -> tuple[list[Path], list[Path]]:
 
 
 def _read(
-    root: Path, paths: list[Path], size: tuple[int, int], channels: int, max_skipped: int
-) -> tuple[np.ndarray, list[int], list[str]]:
-    """Images uint8 [m, h, w, channels], the m indices of their paths, a line a skipped path."""
-    images = np.empty((len(paths), *size, channels), np.uint8)
+    root: Path,
+    paths: list[Path],
+    look: Callable[[Path], Any],
+    images: np.ndarray | None,
+    max_skipped: int,
+) -> tuple[list[int], list[str]]:
+    """Indices of the paths that `look` gives no reason against, and a line a skipped path.
+
+    What it gives of the former goes into the images, if any, without a gap.
+    """
     read: list[int] = []
     skipped: list[str] = []
     pool = ThreadPoolExecutor(_THREADS)  # Pillow's decoders release the GIL
@@ -128,10 +154,10 @@ def _read(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of odd metadata
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            decoded = pool.map(lambda path: _decode(path, size, channels), paths)
-            for i, result in enumerate(decoded):
+            for i, result in enumerate(pool.map(look, paths)):
                 if not isinstance(result, str):
-                    images[len(read)] = result  # packed, so that skipping leaves no gap
+                    if images is not None:
+                        images[len(read)] = result
                     read.append(i)
                     continue
                 skipped.append(f"{printable(str(paths[i].relative_to(root)))}: {result}")
@@ -143,26 +169,56 @@ def _read(
                     )
     finally:  # an interrupt doesn't wait for the images that are still queued
         pool.shutdown(cancel_futures=True)
-    return images[: len(read)], read, skipped
+    return read, skipped
+
+
+def _decode_sound(
+    root: Path, paths: list[Path], size: tuple[int, int], channels: int, rows: np.ndarray
+) -> np.ndarray:
+    """The images [b, h, w, channels] of files whose header was sound."""
+    images = np.empty((len(rows), *size, channels), np.uint8)
+    for image, row in zip(images, rows, strict=True):
+        pixels = _decode(paths[row], size, channels)
+        if isinstance(pixels, str):
+            raise UserError(
+                f"{printable(str(paths[row].relative_to(root)))} in {printable(str(root))} can't "
+                f"be decoded ({pixels}): mend or remove it, and start in another workdir"
+            )
+        image[:] = pixels
+    return images
 
 
 def _decode(path: Path, size: tuple[int, int], channels: int) -> np.ndarray | str:
     """One image, uint8 [h, w, channels], or the reason why there is none."""
+
+    def pixels(image: Image.Image) -> np.ndarray:
+        # Lets the JPEG decoder shrink by a power of two on the way; never below twice the size.
+        image.draft(image.mode, (2 * max(size), 2 * max(size)))
+        converted = _convert(ImageOps.exif_transpose(image), channels)
+        resized = converted.resize((size[1], size[0]), Image.Resampling.BILINEAR)
+        return np.asarray(resized).reshape(*size, channels)
+
+    return _open(path, pixels)
+
+
+def _header(path: Path) -> tuple[int, int] | str:
+    """Width and height of the stored image, or the reason why there is none."""
+    return _open(path, lambda image: image.size)
+
+
+def _open(path: Path, look: Callable[[Image.Image], Any]) -> Any:
+    """What `look` sees in the image, or the reason why it can't."""
     try:
         if not path.is_file():  # opening a pipe would wait for ever
             return "no regular file, or a broken link"
         if path.stat().st_size == 0:
             return "empty file"
         with Image.open(path, formats=_FORMATS) as image:
-            # Lets the JPEG decoder shrink by a power of two on the way; never below twice the size.
-            image.draft(image.mode, (2 * max(size), 2 * max(size)))
-            pixels = _convert(ImageOps.exif_transpose(image), channels)
-            pixels = pixels.resize((size[1], size[0]), Image.Resampling.BILINEAR)
+            return look(image)
     except UnidentifiedImageError:  # its message is the whole path
         return "not a PNG, JPEG or WebP image"
     except Exception as error:  # hostile files raise far more than OSError in Pillow's parsers
         return reason(error)
-    return np.asarray(pixels).reshape(*size, channels)
 
 
 def _convert(image: Image.Image, channels: int) -> Image.Image:

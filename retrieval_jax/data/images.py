@@ -1,22 +1,68 @@
 """The one form in which every source hands over its images, and the set that needs no download."""
 
-from typing import NamedTuple
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 
 
-class ImageSet(NamedTuple):
-    """A whole image set in memory, decoded but still uint8: scaling it is the device's work.
+@dataclass(frozen=True)
+class LazyImages:
+    """Images that are read when they are indexed; `images[rows]` equals that of the whole array.
 
     Attributes:
-        images: uint8 [n, h, w, c].
+        read: any int rows [b] → uint8 [b, h, w, c]; called from several threads at once.
+        rows: int [n], by which `read` knows each image.
+        image_shape: (h, w, c).
+        identity: names and sizes of the files they come from; "" where none do.
+
+    Example:
+        >>> array = np.arange(24, dtype=np.uint8).reshape(6, 2, 2, 1)
+        >>> images = view(array, np.array([5, 0, 3]))
+        >>> images.shape, images[-1].ravel().tolist(), images[:2].shape
+        ((3, 2, 2, 1), [12, 13, 14, 15], (2, 2, 2, 1))
+    """
+
+    read: Callable[[np.ndarray], np.ndarray]
+    rows: np.ndarray
+    image_shape: tuple[int, int, int]
+    identity: str = ""
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """(n, h, w, c)."""
+        return (len(self.rows), *self.image_shape)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        rows = self.rows[index]
+        return self.read(np.ravel(rows)).reshape(*np.shape(rows), *self.image_shape)
+
+
+def view(images: np.ndarray | LazyImages, rows: np.ndarray) -> LazyImages:
+    """Some of the images, int [m], without reading or copying one."""
+    if isinstance(images, LazyImages):
+        return replace(images, rows=images.rows[rows])
+    return LazyImages(images.__getitem__, rows, images.shape[1:])
+
+
+class ImageSet(NamedTuple):
+    """A whole image set, still uint8: scaling it is the device's work.
+
+    Attributes:
+        images: uint8 [n, h, w, c], decoded in memory or read when they are indexed.
         labels: int32 [n], values 0 .. len(class_names) - 1, or None where the set has no labels.
         class_names: one printable name a class; () without labels.
         description: one line for provenance.
         skipped: one printable line for each file that was left out, with its reason.
     """
 
-    images: np.ndarray
+    images: np.ndarray | LazyImages
     labels: np.ndarray | None
     class_names: tuple[str, ...]
     description: str
@@ -48,7 +94,7 @@ def digits() -> ImageSet:
     )
 
 
-def describe_images(images: np.ndarray) -> str:
+def describe_images(images: np.ndarray | LazyImages) -> str:
     """Count and shape in words.
 
     Example:

@@ -3,13 +3,16 @@
 import difflib
 import io
 import os
+from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from retrieval_jax.data.images import ImageSet, describe_images, printable, reason
+from retrieval_jax.data.cache import cached, identity, stamp
+from retrieval_jax.data.images import ImageSet, LazyImages, describe_images, printable, reason
 from retrieval_jax.errors import UserError
 
 _FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP")
@@ -17,17 +20,19 @@ _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 _BATCH = 256  # records of one read
 
 
-def from_tfds(name: str, directory: str | Path) -> ImageSet:
-    """Reads all labelled splits of a prepared TFDS set: train first, the others by name.
+def from_tfds(name: str, directory: str | Path, streaming: bool = False) -> ImageSet:
+    """Opens all labelled splits of a prepared TFDS set: train first, the others by name.
 
     The set must be prepared in a format with random access (ArrayRecord). `cifar10` is downloaded
     and prepared where it isn't yet; other builders need TensorFlow for that. Of several images or
     labels in a record, the pair that TFDS calls supervised counts. Records without a label (-1 in
-    TFDS) are left out.
+    TFDS) are left out. The labels, and the images that are read at once, are kept decoded in the
+    user's cache (see `cached`), which is rebuilt when a file of the set has changed.
 
     Args:
         name: as TFDS writes it: "cifar10", "mnist:3.0.1", "set/config".
         directory: TFDS data directory, which holds `name/version/` or `name/config/version/`.
+        streaming: read an image when it is indexed rather than all of them now.
 
     Returns:
         The image set, images as they are stored: uint8 [n, h, w, c] with c 1, 3 or 4.
@@ -35,7 +40,8 @@ def from_tfds(name: str, directory: str | Path) -> ImageSet:
     Raises:
         UserError: no such directory or set; the set is incomplete, damaged or in a format without
             random access; it has no single pair of image and class label, images that aren't
-            uint8 or differ in shape, or no label at all.
+            uint8 or differ in shape, or no label at all. With `streaming`, an image that is damaged
+            or of another shape is only found when it is read.
     """
     root = Path(os.path.expanduser(directory))
     if not root.is_dir():
@@ -46,25 +52,22 @@ def from_tfds(name: str, directory: str | Path) -> ImageSet:
     builder = _open(name, root)
     title = f"TFDS {builder.info.full_name} in {printable(str(root))}"
     image_key, label_key = _keys(builder.info, title)
-    try:
-        images, labels, encoding = _read(builder, image_key, label_key, title)
-    except UserError:
-        raise
-    except NotImplementedError as error:
-        raise UserError(
-            f"{title} is stored as {builder.info.file_format.value}: prepare it with "
-            f"--file_format=array_record"
-        ) from error
-    except Exception as error:  # ArrayRecord, protobuf and Pillow each have errors of their own
-        raise UserError(
-            f"{title} is incomplete or damaged ({reason(error)}): remove it and prepare it again"
-        ) from error
+    records = _Records(builder, image_key, label_key, title)
+    files = sorted(path for path in Path(builder.data_dir).iterdir() if path.is_file())
+    known = cached(
+        f"{title}, {'labels' if streaming else 'images'}",
+        f"{image_key} and {label_key} of {stamp(files)}",
+        records.labels if streaming else records.everything,
+    )
+    shape = tuple(known["shape"].tolist())
+    lazy = LazyImages(partial(records.images, shape), known["rows"], shape, identity(files))
+    images = lazy if streaming else known["images"]
     label = builder.info.name
     if label == "cifar10":  # TFDS' preparation is lossless; a mirror made of JPEG files isn't
-        label = "CIFAR-10 (JPEG mirror)" if encoding == "JPEG" else "CIFAR-10"
+        label = "CIFAR-10 (JPEG mirror)" if known["encoding"] == "JPEG" else "CIFAR-10"
     return ImageSet(
         images=images,
-        labels=labels,
+        labels=known["labels"],
         class_names=tuple(printable(c) for c in builder.info.features[label_key].names),
         description=f"{label}, {describe_images(images)}, TFDS {builder.info.full_name}",
     )
@@ -135,38 +138,118 @@ def _keys(info: Any, title: str) -> tuple[str, str]:
     return images[0], labels[0]
 
 
-def _read(
-    builder: Any, image_key: str, label_key: str, title: str
-) -> tuple[np.ndarray, np.ndarray, str | None]:
-    """Images, labels, and the format (PNG, JPEG, …) in which the first image is stored."""
-    import tensorflow_datasets as tfds
+class _Records:
+    """The records of all splits in one row, train first, each parsed when it is read."""
 
-    mode = _MODES[builder.info.features[image_key].shape[-1]]
-    splits = {s: i.num_examples for s, i in builder.info.splits.items() if i.num_examples > 0}
-    images: np.ndarray | None = None
-    labels: list[int] = []
-    encoding: str | None = None
-    for split in sorted(splits, key=lambda s: (s != "train", s)):
-        # Decoded here, as TFDS' own decoder leaves images in whatever mode they are stored.
-        source = builder.as_data_source(split, decoders={image_key: tfds.decode.SkipDecoding()})
-        for start in range(0, len(source), _BATCH):
-            keys = list(range(start, min(start + _BATCH, len(source))))
-            for record in source.__getitems__(keys):
-                if record[label_key] < 0:
-                    continue
-                with Image.open(io.BytesIO(record[image_key]), formats=_FORMATS) as image:
-                    encoding = encoding or image.format
-                    pixels = np.asarray(image if image.mode == mode else image.convert(mode))
-                pixels = pixels.reshape(*pixels.shape[:2], -1)
-                if images is None:
-                    images = np.empty((sum(splits.values()), *pixels.shape), np.uint8)
-                if pixels.shape != images.shape[1:]:
+    def __init__(self, builder: Any, image_key: str, label_key: str, title: str) -> None:
+        import tensorflow_datasets as tfds
+
+        self._image_key, self._label_key = image_key, label_key
+        self._title = title
+        self._mode = _MODES[builder.info.features[image_key].shape[-1]]
+        splits = sorted(builder.info.splits.items(), key=lambda item: (item[0] != "train", item[0]))
+        # Decoded here, as TFDS' own decoder leaves images in whatever mode they are stored, and
+        # takes thirty times as long to find them in a record.
+        raw = tfds.decode.DeserializeMethod.RAW_BYTES
+        try:
+            self._splits = [
+                builder.as_data_source(split, deserialize_method=raw)
+                for split, info in splits
+                if info.num_examples > 0
+            ]
+            self._ends = list(accumulate(len(split) for split in self._splits))
+        except NotImplementedError as error:
+            raise UserError(
+                f"{title} is stored as {builder.info.file_format.value}: prepare it with "
+                f"--file_format=array_record"
+            ) from error
+        except Exception as error:
+            raise self._damaged(error) from error
+
+    def labels(self) -> dict[str, np.ndarray]:
+        """Labels int32 [n], their rows int64 [n], shape and format (PNG, …) of the first image."""
+        from tensorflow_datasets.proto import tf_example_pb2
+
+        count = self._ends[-1] if self._ends else 0
+        labels = np.full(count, -1, np.int64)
+        try:
+            for start in range(0, count, _BATCH):
+                records = self._read(np.arange(start, min(start + _BATCH, count)))
+                for i, record in enumerate(records, start):
+                    feature = tf_example_pb2.Example.FromString(record).features.feature[
+                        self._label_key
+                    ]
+                    labels[i] = feature.int64_list.value[0]
+            rows = np.flatnonzero(labels >= 0)
+            if len(rows) == 0:
+                raise UserError(f"{self._title} has no labelled image: choose a set with labels")
+            pixels, encoding = self._decode(self._read(rows[:1])[0])
+        except UserError:
+            raise
+        except Exception as error:
+            raise self._damaged(error) from error
+        return {
+            "labels": labels[rows].astype(np.int32),
+            "rows": rows,
+            "shape": np.array(pixels.shape),
+            "encoding": np.array(encoding),
+        }
+
+    def everything(self) -> dict[str, np.ndarray]:
+        """What `labels` gives, and images uint8 [n, h, w, c]."""
+        found = self.labels()
+        rows, shape = found["rows"], tuple(found["shape"].tolist())
+        images = np.empty((len(rows), *shape), np.uint8)
+        for start in range(0, len(rows), _BATCH):
+            part = slice(start, start + _BATCH)
+            images[part] = self.images(shape, rows[part])
+        return found | {"images": images}
+
+    def images(self, shape: tuple[int, int, int], rows: np.ndarray) -> np.ndarray:
+        """uint8 [b, h, w, c] of the records int [b]; each must have the shape."""
+        images = np.empty((len(rows), *shape), np.uint8)
+        try:
+            for image, record in zip(images, self._read(rows), strict=True):
+                pixels, _ = self._decode(record)
+                if pixels.shape != shape:
                     raise UserError(
-                        f"images of {title} differ in shape, {images.shape[1:]} and "
-                        f"{pixels.shape}: export them to a folder, which can be read at one size"
+                        f"images of {self._title} differ in shape, {shape} and {pixels.shape}: "
+                        f"export them to a folder, which can be read at one size"
                     )
-                images[len(labels)] = pixels
-                labels.append(record[label_key])
-    if images is None:
-        raise UserError(f"{title} has no labelled image: choose a set with labels")
-    return images[: len(labels)], np.asarray(labels, np.int32), encoding
+                image[:] = pixels
+        except UserError:
+            raise
+        except Exception as error:
+            raise self._damaged(error) from error
+        return images
+
+    def _read(self, rows: np.ndarray) -> list[bytes]:
+        records: list[bytes] = [b""] * len(rows)
+        split_of = np.searchsorted(self._ends, rows, side="right")
+        for i in np.unique(split_of):
+            places = np.flatnonzero(split_of == i)
+            start = self._ends[i] - len(self._splits[i])
+            found = self._splits[i].__getitems__((rows[places] - start).tolist())
+            for place, record in zip(places, found, strict=True):
+                records[place] = record
+        return records
+
+    def _decode(self, record: bytes) -> tuple[np.ndarray, str]:
+        """Pixels [h, w, c], and the format that they are stored in."""
+        from tensorflow_datasets.proto import tf_example_pb2
+
+        encoded = (
+            tf_example_pb2.Example.FromString(record)
+            .features.feature[self._image_key]
+            .bytes_list.value[0]
+        )
+        with Image.open(io.BytesIO(encoded), formats=_FORMATS) as image:
+            pixels = np.asarray(image if image.mode == self._mode else image.convert(self._mode))
+            return pixels.reshape(*pixels.shape[:2], -1), str(image.format)
+
+    def _damaged(self, error: Exception) -> UserError:
+        # ArrayRecord, protobuf and Pillow each have errors of their own.
+        return UserError(
+            f"{self._title} is incomplete or damaged ({reason(error)}): remove it and prepare it "
+            f"again"
+        )

@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from retrieval_jax import devices
@@ -15,6 +14,7 @@ from retrieval_jax.augment import Augment
 from retrieval_jax.models import AutoEncoder
 from retrieval_jax.objective import TOTAL, Batch, Objective
 from retrieval_jax.randomness import key_for
+from retrieval_jax.training.feed import DataSet
 from retrieval_jax.training.repeat import Totals, repeat
 from retrieval_jax.training.step import TrainState, as_float, train_step, validation_step
 
@@ -31,14 +31,8 @@ class Recipe(NamedTuple):
     batch_size: int  # over all devices
     validation_batch_size: int  # likewise
     steps_per_call: int  # steps of one compiled call, see `devices.steps_per_call`
+    streaming: bool  # bring the images to the devices batch by batch, a call for each
     seed: int
-
-
-class DataSet(NamedTuple):
-    """Images and labels on the host."""
-
-    images: np.ndarray  # uint8 [n, h, w, c]
-    labels: np.ndarray  # int32 [n]; zeros where there are none
 
 
 def epoch_order(recipe: Recipe, rows: int, state: TrainState) -> jax.Array:

@@ -1,4 +1,4 @@
-"""The training loop: whole epochs from a data set that lies on the devices as uint8."""
+"""The training loop: whole epochs of a data set that lies on the devices as uint8, or streams."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, closing, nullcontext
 from functools import partial
+from itertools import repeat
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,13 +20,8 @@ from retrieval_jax.objective import TOTAL
 from retrieval_jax.progress import Progress, say
 from retrieval_jax.randomness import key_for
 from retrieval_jax.training.checkpoints import Checkpoints
-from retrieval_jax.training.epochs import (
-    DataSet,
-    Recipe,
-    check_batches,
-    epoch_order,
-    fit_steps,
-)
+from retrieval_jax.training.epochs import Recipe, check_batches, epoch_order, fit_steps
+from retrieval_jax.training.feed import DataSet, streamed
 from retrieval_jax.training.logs import MetricLog
 from retrieval_jax.training.repeat import Totals
 from retrieval_jax.training.step import TrainState, create_state
@@ -119,8 +115,10 @@ def _epoch_functions(recipe: Recipe, fit: DataSet, validation: DataSet):
     order_of = devices.mapped(partial(epoch_order, recipe, len(fit.images)))
     run_steps = devices.mapped(partial(fit_steps, recipe), donate=(0,))
     run_checks = devices.mapped(partial(check_batches, recipe))
-    fit_data, validation_data = devices.on_every_device((fit, validation))
     validation_order = _validation_order(len(validation.images), recipe.validation_batch_size)
+    if not recipe.streaming:
+        fit_data, validation_data = devices.on_every_device((fit, validation))
+        shared_validation_order = devices.share_batches(validation_order)
     first_batch = devices.on_every_device(np.int32(0))
 
     def fit_epoch(
@@ -140,9 +138,14 @@ def _epoch_functions(recipe: Recipe, fit: DataSet, validation: DataSet):
 
         with Progress(f"epoch {epoch}", steps) as progress, jax.transfer_guard("disallow"):
             order = order_of(state)
+            fed = (
+                streamed(fit, devices.whole_batches(order))
+                if recipe.streaming
+                else repeat((fit_data, order))
+            )
             for part, context in _parts(steps, per_call, watch):
                 with context:
-                    state = _run(lambda state: run_steps(state, fit_data, order), state, part, take)
+                    state = _run(lambda state: run_steps(state, *next(fed)), state, part, take)
         return state, {name: total / steps for name, total in sums.items()}
 
     def validate(state: TrainState) -> dict[str, float]:
@@ -152,13 +155,15 @@ def _epoch_functions(recipe: Recipe, fit: DataSet, validation: DataSet):
             for name, value in totals.sums.items():
                 sums[name] = sums.get(name, 0.0) + float(value)
 
+        fed = streamed(validation, validation_order) if recipe.streaming else None
+
+        def check(i: jax.Array) -> tuple[jax.Array, Totals]:
+            if fed is not None:  # one batch, the first of what it comes in
+                return i, run_checks(i, state, *next(fed))[1]
+            return run_checks(i, state, validation_data, shared_validation_order)
+
         with jax.transfer_guard("disallow"):
-            _run(
-                lambda i: run_checks(i, state, validation_data, validation_order),
-                first_batch,
-                range(0, validation_order.shape[1], per_call),
-                take,
-            )
+            _run(check, first_batch, range(0, len(validation_order), per_call), take)
         count = sums.pop("count", 0.0)
         return {name: sums[name] / count for name in [*names, "accuracy"] if name in sums}
 
@@ -214,13 +219,13 @@ def _run(
     return carry
 
 
-def _validation_order(rows: int, batch: int) -> jax.Array:
-    """[devices, steps, batch / devices] row numbers, -1 where the last batch is padded."""
+def _validation_order(rows: int, batch: int) -> np.ndarray:
+    """[steps, batch] row numbers, -1 where the last batch is padded."""
     batch = devices.round_up(batch)
     steps = -(-rows // batch)
     order = np.full(steps * batch, -1, np.int32)
     order[:rows] = np.arange(rows)
-    return devices.share_batches(order.reshape(steps, batch))
+    return order.reshape(steps, batch)
 
 
 def _refuse_non_finite_parameters(state: TrainState, epoch: int) -> None:

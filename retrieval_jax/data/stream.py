@@ -1,0 +1,60 @@
+"""Batches of images in a given order, read ahead by threads through Grain."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import numpy as np
+
+from retrieval_jax.data.images import LazyImages
+
+_PART = 16  # images that a thread reads at a time: Grain's own work for each no longer counts
+
+
+def batches(
+    images: np.ndarray | LazyImages, order: np.ndarray, batch: int, start: int = 0
+) -> Iterator[np.ndarray]:
+    """Yields the images in their order, a batch at a time, with the next two read in advance.
+
+    Threads, a CPU core one, share the reading of every batch; decoders of large images release the
+    interpreter's lock. Nothing needs saving to go on later: the same order and another `start` give
+    the same batches from there on.
+
+    Args:
+        images: where they come from, [n, h, w, c].
+        order: int [m], rows of `images`.
+        batch: images a batch, at least 1.
+        start: the first batch to yield; those before it are not read.
+
+    Yields:
+        uint8 [batch, h, w, c]; the last may be shorter.
+
+    Example:
+        >>> images = np.arange(5, dtype=np.uint8).reshape(5, 1, 1, 1)
+        >>> order = np.array([4, 0, 2, 1, 3])
+        >>> [part.ravel().tolist() for part in batches(images, order, 2, start=1)]
+        [[2, 1], [3]]
+    """
+    import grain  # takes as long to import as JAX, and a run in memory may not need it
+
+    parts = -(-batch // _PART)  # of every batch
+
+    def read(i: int) -> np.ndarray:
+        first = i // parts * batch + i % parts * _PART
+        return images[order[first : min(first + _PART, (i // parts + 1) * batch)]]
+
+    whole, left = divmod(len(order), batch)
+    total = whole * parts + -(-left // _PART)
+    threads = min(os.cpu_count() or 1, 2 * parts)
+    dataset = (
+        grain.MapDataset.range(start * parts, max(total, start * parts))
+        .map(read)
+        .to_iter_dataset(grain.ReadOptions(threads, prefetch_buffer_size=2 * parts))
+        .batch(parts, batch_fn=np.concatenate)
+    )
+    iterator = iter(dataset)
+    try:
+        yield from iterator
+    finally:  # a batch that nobody asked for isn't waited for
+        iterator.close()
