@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 RUNS   := runs/quickstart
+TPU    := .venv-tpu
 
-.PHONY: run test check bench format clean
+.PHONY: run test check bench tpu-check format clean
 
 run: $(VENV)/installed
 	$(BIN)/python -m retrieval_jax.main --config=configs/quickstart.py:vanilla --workdir=$(RUNS)/vanilla
@@ -25,16 +26,22 @@ bench: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	$(BIN)/python -m benchmarks.retrieval $(if $(EMBEDDINGS),--embeddings $(EMBEDDINGS))
 
+# Real TPU executables without a TPU; libtpu has an environment to itself, or JAX would look for one.
+tpu-check: $(TPU)/installed
+	$(TPU)/bin/python -m experiments.tpu_check
+
 format: $(VENV)/installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(TPU) .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
-$(VENV)/installed: pyproject.toml constraints.txt
+$(VENV)/installed: EXTRA := dev
+$(TPU)/installed: EXTRA := tpu-check
+$(VENV)/installed $(TPU)/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "Python 3.11 or newer is needed; name one with make PYTHON=python3.12" >&2; exit 1; }
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(EXTRA)]'
 	touch $@

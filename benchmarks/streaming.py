@@ -81,7 +81,6 @@ def training_row(data: DataSet, decoded: np.ndarray, batch: int, repeats: int, s
             model=recipe.model,
             objective=recipe.objective,
             optimizer=recipe.optimizer,
-            ema_decay=0.0,
             axis_name=devices.AXIS,
         )
 

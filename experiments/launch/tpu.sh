@@ -1,0 +1,118 @@
+#!/usr/bin/env bash
+# A TPU VM slice from its creation to its end; tpu.md says how to use it.
+#
+#   export NAME=… PROJECT=… ZONE=…       of the queued resource and of its TPU VM alike
+#   export TYPE=v5litepod-16             the slice
+#   export RUNTIME=v2-alpha-tpuv5-lite   its software
+#   export SPOT=                         1: cheaper, may be preempted
+#   export WORKER=0                      the host that `follow` shows
+#
+#   experiments/launch/tpu.sh [--dry-run] create
+#   experiments/launch/tpu.sh [--dry-run] install         the last commit of this checkout
+#   experiments/launch/tpu.sh [--dry-run] run ARGUMENT …  of retrieval_jax.main, on every host
+#   experiments/launch/tpu.sh [--dry-run] follow
+#   experiments/launch/tpu.sh [--dry-run] resume ARGUMENT …
+#   experiments/launch/tpu.sh [--dry-run] stop            saves first
+#   experiments/launch/tpu.sh [--dry-run] delete
+set -euo pipefail
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+# shellcheck source=common.sh
+. "$here/common.sh"
+if dry_run_asked "$@"; then shift; fi
+action=${1:-}
+[[ $# -eq 0 ]] || shift
+
+need NAME PROJECT ZONE
+place=(--project="$PROJECT" --zone="$ZONE")
+root=$here/../..
+in_checkout="cd retrieval_jax && experiments/launch/host.sh"
+
+create() {
+  run gcloud compute tpus queued-resources create "$NAME" "${place[@]}" --node-id="$NAME" \
+    --accelerator-type="${TYPE:-v5litepod-16}" --runtime-version="${RUNTIME:-v2-alpha-tpuv5-lite}" \
+    ${SPOT:+--spot}
+  wait_until_active
+}
+
+state() {
+  run gcloud compute tpus queued-resources describe "$NAME" "${place[@]}" \
+    --format='value(state.state)'
+}
+
+wait_until_active() {
+  if [[ $dry_run ]]; then
+    state
+    return
+  fi
+  local now
+  until now=$(state) && [[ $now == ACTIVE ]]; do
+    case $now in
+      FAILED | SUSPENDING | SUSPENDED) fail "the slice is $now; tpu.sh delete, then create" ;;
+    esac
+    echo "the slice is ${now:-unknown}; waiting" >&2
+    sleep "${POLL_SECONDS:-30}"
+  done
+}
+
+on_hosts() {
+  run gcloud compute tpus tpu-vm ssh "$NAME" "${place[@]}" --worker="$1" --command="$2"
+}
+
+install() {
+  local archive=$root/build/retrieval_jax.tar.gz
+  run mkdir -p "$root/build"
+  run git -C "$root" archive --format=tar.gz --output="$archive" HEAD
+  run gcloud compute tpus tpu-vm scp "$archive" "$NAME:retrieval_jax.tar.gz" "${place[@]}" \
+    --worker=all
+  # The image's own Python is older than 3.11.
+  on_hosts all "mkdir -p retrieval_jax && tar -xzf retrieval_jax.tar.gz -C retrieval_jax \
+&& python3 -m pip install --quiet --user uv && .local/bin/uv python install --quiet 3.12 \
+&& export PYTHON=\"\$(.local/bin/uv python find 3.12)\" && $in_checkout install tpu"
+}
+
+start() {
+  on_hosts all "$in_checkout $(quoted run "$@")"
+}
+
+delete() {
+  run gcloud compute tpus queued-resources delete "$NAME" "${place[@]}" --force --quiet
+}
+
+# Brings back a slice that is gone; hosts refuse a second run beside one that goes on.
+resume() {
+  local now
+  if [[ $dry_run ]]; then
+    state
+    now=SUSPENDED # the longest way
+  else
+    now=$(state || true)
+  fi
+  case $now in
+    ACTIVE) ;;
+    '') create && install ;;
+    FAILED | SUSPENDING | SUSPENDED)
+      delete
+      create
+      install
+      ;;
+    *)
+      wait_until_active
+      install
+      ;;
+  esac
+  start "$@"
+}
+
+case $action in
+  create) create ;;
+  install) install ;;
+  run | resume)
+    # A host's own disk goes with the slice, and other hosts can't read it.
+    need_workdir gs:// "$@"
+    if [[ $action == run ]]; then start "$@"; else resume "$@"; fi
+    ;;
+  follow) on_hosts "${WORKER:-0}" "$in_checkout follow" ;;
+  stop) on_hosts all "$in_checkout stop" ;;
+  delete) delete ;;
+  *) fail "the action must be create, install, run, follow, resume, stop or delete, not '$action'" ;;
+esac
