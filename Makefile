@@ -25,6 +25,7 @@ check: $(VENV)/installed
 bench: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	$(BIN)/python -m benchmarks.retrieval $(if $(EMBEDDINGS),--embeddings $(EMBEDDINGS))
+	$(BIN)/python -m benchmarks.training
 
 # Real TPU executables without a TPU; libtpu has an environment to itself, or JAX would look for one.
 tpu-check: $(TPU)/installed

@@ -9,9 +9,12 @@ one sentence on standard error and exit code 2.
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 import time
 from pathlib import Path
+from types import FrameType
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
@@ -60,6 +63,26 @@ def parse(arguments: list[str]) -> tuple[ConfigDict, Path]:
     return config, Path(workdir)
 
 
+# Exit code of a run that was told to stop and can be resumed: EX_TEMPFAIL of sysexits.h.
+RESUME_ME = 75
+
+
+class Preempted(BaseException):
+    """The machine wants the run to stop (SIGTERM): what is saved stays, and it can be resumed."""
+
+
+def with_huge_pages() -> None:
+    """Starts Python again, once, with glibc's allocator asking for huge pages.
+
+    XLA's CPU backend maps its buffers anew in every call; in pages of 4 kB that takes a quarter of
+    a training step. glibc reads the setting when a program starts, hence the second start. What the
+    user has set is left alone; elsewhere than on Linux nothing happens.
+    """
+    if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
+        os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
 def main(arguments: list[str]) -> int:
     """Runs the experiment; returns the exit code."""
     started = time.perf_counter()
@@ -75,9 +98,9 @@ def main(arguments: list[str]) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Preempted) as stop:
         print("interrupted; the same command goes on after the last epoch", file=sys.stderr)
-        return 130
+        return RESUME_ME if isinstance(stop, Preempted) else 130
     print(f"report: {workdir / 'report.html'}")
     return 0
 
@@ -88,5 +111,11 @@ def _sentence(error: Exception) -> str:
     return " ".join(message.replace("\\n", " ").replace("\\'", "'").split())
 
 
+def _preempt(signal_number: int, frame: FrameType | None) -> None:
+    raise Preempted
+
+
 if __name__ == "__main__":
+    with_huge_pages()
+    signal.signal(signal.SIGTERM, _preempt)
     sys.exit(main(sys.argv[1:]))

@@ -142,7 +142,8 @@ def test_event_files_say_what_the_json_says(whole):
                 assert scalars[f"{part}/{name}", row["step"]] == pytest.approx(value)
 
 
-def test_killed_and_resumed_ends_with_the_same_numbers(whole, tmp_path):
+@pytest.mark.parametrize(("told", "code"), [("SIGKILL", -9), ("SIGTERM", 75), ("SIGINT", 130)])
+def test_stopped_and_resumed_ends_with_the_same_numbers(whole, tmp_path, told, code):
     command = [sys.executable, "-m", "retrieval_jax.main", *arguments(tmp_path / "killed", *DIGITS)]
     environment = os.environ | {"JAX_NUM_CPU_DEVICES": "8", "JAX_PLATFORMS": "cpu"}
     run = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
@@ -151,11 +152,30 @@ def test_killed_and_resumed_ends_with_the_same_numbers(whole, tmp_path):
     while not (rows.exists() and len(rows.read_text().splitlines()) >= 2):
         assert run.poll() is None and time.monotonic() < deadline
         time.sleep(0.02)
-    run.send_signal(signal.SIGKILL)
-    assert run.wait() == -signal.SIGKILL
+    run.send_signal(signal.Signals[told])
+    assert run.wait() == code
     assert not (tmp_path / "killed" / "results.json").exists()
     assert main(arguments(tmp_path / "killed", *DIGITS)) == 0
     assert figures_of_merit(tmp_path / "killed") == figures_of_merit(whole)
+
+
+def test_python_starts_again_once_with_huge_pages(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import os, sys\nfrom retrieval_jax.main import with_huge_pages\n"
+        "print('started')\nwith_huge_pages()\nprint(os.environ['GLIBC_TUNABLES'], sys.argv[1:])\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
+
+    def run(environment):
+        command = [sys.executable, "-u", script, "a b", "c"]
+        return subprocess.run(
+            command, env=environment, capture_output=True, text=True, check=True
+        ).stdout.splitlines()
+
+    assert run(environment) == ["started"] * 2 + ["glibc.malloc.hugetlb=1 ['a b', 'c']"]
+    own = environment | {"GLIBC_TUNABLES": "glibc.malloc.check=0"}
+    assert run(own) == ["started", "glibc.malloc.check=0 ['a b', 'c']"]
 
 
 def test_a_finished_run_runs_again_without_training(whole, capsys):
