@@ -221,11 +221,16 @@ def test_resume_runs_again_on_75_alone(tmp_path, last):
 def test_resume_hands_a_stop_on_and_does_not_run_again(tmp_path, sign):
     program = "trap 'sleep 0.2; echo saved; exit 75' TERM; echo up; while :; do sleep 0.05; done"
     command = [LAUNCH / "resume.sh", "bash", "-c", program]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as run:
-        assert run.stdout.readline() == "up\n"
-        run.send_signal(sign)
-        assert run.communicate(timeout=60)[0] == "saved\n"
-        assert run.returncode == 75
+    # A shell can't trap what its parent ignores, and a test run in the background ignores SIGINT.
+    heed = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, **heed) as run:
+        try:
+            assert run.stdout.readline() == "up\n"
+            run.send_signal(sign)
+            assert run.communicate(timeout=60)[0] == "saved\n"
+            assert run.returncode == 75
+        finally:
+            run.kill()
 
 
 @pytest.mark.parametrize("code", [0, 2, 75])

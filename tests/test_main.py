@@ -146,7 +146,9 @@ def test_event_files_say_what_the_json_says(whole):
 def test_stopped_and_resumed_ends_with_the_same_numbers(whole, tmp_path, told, code):
     command = [sys.executable, "-m", "retrieval_jax.main", *arguments(tmp_path / "killed", *DIGITS)]
     environment = os.environ | {"JAX_NUM_CPU_DEVICES": "8", "JAX_PLATFORMS": "cpu"}
-    run = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+    # A test run in the background ignores SIGINT, and so would its child.
+    heed = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.default_int_handler)}
+    run = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, **heed)
     rows = tmp_path / "killed" / "metrics.jsonl"
     deadline = time.monotonic() + 300
     while not (rows.exists() and len(rows.read_text().splitlines()) >= 2):

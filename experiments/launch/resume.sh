@@ -18,6 +18,8 @@ trap stop TERM INT
 while :; do
   "$@" &
   child=$!
+  # A wish that came before the command had a number.
+  [[ -z $stopping ]] || kill -TERM "$child" 2>/dev/null
   code=0
   wait "$child" || code=$?
   # A signal ends the wait before the command does.
