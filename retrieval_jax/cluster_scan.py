@@ -34,6 +34,8 @@ _GROUP = 8
 _BOUNDS, _MOST_BOUNDS, _PER_BLOCK = 2**21, 2**23, 8
 # Bounds selected from together: so few stay in cache.
 _SELECTED = 2**17
+# Candidates up to which a sorting network is the fastest way to choose them.
+_NETWORK = 32
 # Numbers of rows that are gathered together, 4 MB.
 _GATHERED = 2**20
 # Tiles (queries of a block) in one batched product: less overhead, and still in cache.
@@ -305,6 +307,18 @@ def _select(index, blocks, queries, block, place, values, minima, found: _Found)
     return _Found(squared[:k], ids[:k], bound)
 
 
+def _least(values, ceiling, wanted, most) -> tuple[jax.Array, jax.Array]:
+    """Rows [most, c] of values [n, c], n for none, and a limit [c] that all others exceed."""
+    n = len(values)
+    if most > _NETWORK:
+        limit = threshold(values, ceiling, most - most // 8, wanted)
+        return rows_of_true((values <= limit) & (values < jnp.inf), most), limit
+    bound, rows = smallest(values, min(most, n))
+    # No less than the bound is more than a little less, unless that vanishes.
+    limit = jnp.where(bound > 1e-30, bound * (1 - 1e-6), -jnp.inf)
+    return jnp.where(pick(values, rows) < jnp.inf, rows, n), jnp.minimum(limit, ceiling)
+
+
 def _squared(rows, queries, positions) -> jax.Array:
     """Squared distances [m, c] from differences, of queries [c, d] and rows at positions [m, c]."""
 
@@ -325,14 +339,12 @@ def _candidates(blocks, block, place, values, minima, ceiling, k) -> tuple[jax.A
     """Positions [most, c] in the rows, too large for none, of all bounds within a limit [c]."""
     (slots, c), (width, groups) = block.shape, (values.shape[1], minima.shape[1])
     most = _most(k)
-    fewest = most - most // 8
     used = (block < len(blocks.end))[:, :, None]
     begin = blocks.begin.at[block].get(mode="clip")
     limit = ceiling
     if most < slots * groups:
         least = jnp.where(used, minima[place], jnp.inf).transpose(0, 2, 1).reshape(-1, c)
-        limit = threshold(least, ceiling, fewest, most - most // 16)
-        best = rows_of_true((least <= limit) & (least < jnp.inf), most)
+        best, limit = _least(least, limit, most - most // 16, most)
         some = best < slots * groups
         slot, at = best // groups, best % groups
         inside = values.reshape(-1, _GROUP)[pick(place, slot) * groups + at]
@@ -341,8 +353,7 @@ def _candidates(blocks, block, place, values, minima, ceiling, k) -> tuple[jax.A
     else:
         inside, run = jnp.where(used, values[place], jnp.inf), width
     inside = inside.transpose(0, 2, 1).reshape(-1, c)
-    limit = threshold(inside, limit, fewest, most)
-    row = rows_of_true((inside <= limit) & (inside < jnp.inf), most)
+    row, limit = _least(inside, limit, most, most)
     position = pick(begin, row // run) + row % run
     return jnp.where(row < len(inside), position, jnp.iinfo(jnp.int32).max), limit
 
