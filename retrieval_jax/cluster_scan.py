@@ -1,13 +1,14 @@
 """The search inside the cells of a cluster index, exact.
 
-Work goes by cell, not by query: the (query, block of rows) pairs are sorted by block, so that one
-product scores a block for many of the queries that probe it. What a query keeps is selected in two
-stages (groups of smallest minimum, then rows), its distances are taken from differences, and a
-bound on everything left out proves the result; a query without proof (many equal distances) is
-searched row by row.
+Work goes by block of rows, not by query: the (query, block) pairs are sorted by block, so that one
+product bounds the distances of a block to many of the queries that probe it. Bounds in a few
+principal components choose candidates and prove that nothing else can be nearer; queries whose
+result that cannot prove are searched by bounds in all features, and those whose neighbours float32
+products cannot tell apart one by one, from the differences to every row.
 """
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -17,14 +18,31 @@ from jax import lax
 
 from retrieval_jax.distances import FULL_PRECISION, over_chunks
 from retrieval_jax.ranking import Neighbours
+from retrieval_jax.ranking.costs import Basis, bounds, costs
+from retrieval_jax.selection import pick, rows_of_true, threshold
 from retrieval_jax.sorting_network import in_order, smallest, sort_keys
 
-# Rows whose minimum stands for them in the first stage.
+# With the three features of the bounds a multiple of 8, which vectors are made of.
+_COMPONENTS = 21
+# Most variance that the other components may hold for the few to be worth a try.
+_RESIDUE = 0.1
+# Rows whose least bound stands for them in the first stage of the selection.
 _GROUP = 8
-# Scores of one chunk of queries, 64 MB: fewer would leave too few queries a product.
-_SCORES = 2**24
-# Queries whose scores are selected together: so few stay in cache through the sorting network.
-_SELECTED = 128
+# Bounds of a chunk of queries. So few (8 MB, twice that with the gaps of tiles) are allocated
+# without new pages from the system, which take longer than the products; but a block should meet
+# some queries, for which there may be 32 MB.
+_BOUNDS, _MOST_BOUNDS, _PER_BLOCK = 2**21, 2**23, 8
+# Bounds selected from together: so few stay in cache.
+_SELECTED = 2**17
+# Candidates up to which a sorting network is the fastest way to choose them.
+_NETWORK = 32
+# Numbers of rows that are gathered together, 4 MB.
+_GATHERED = 2**20
+# Tiles (queries of a block) in one batched product: less overhead, and still in cache.
+_BATCH = 8
+
+# Bounds [tiles, t, width] of the blocks [tiles] and the queries [tiles, t] with the given numbers.
+_Bound = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 class _Blocks(NamedTuple):
@@ -36,11 +54,55 @@ class _Blocks(NamedTuple):
 
 
 class _Found(NamedTuple):
-    """The best rows so far of each query of a chunk."""
+    """The best rows so far of each query of a chunk, by distance, then index."""
 
-    positions: jax.Array  # int32 [m, c] in index.rows
-    squared: jax.Array  # [m, c] squared distances from differences; infinite for none
-    bound: jax.Array  # [c] no row left out scored less
+    squared: jax.Array  # [k, c] squared distances from differences; infinite for none
+    ids: jax.Array  # int32 [k, c] gallery indices
+    bound: jax.Array  # [c] every row left out is farther
+
+
+def block_bounds(rows: jax.Array, offsets: jax.Array, basis: Basis) -> jax.Array:
+    """The `bounds` features of the rows in blocks, as the scan multiplies them.
+
+    Args:
+      rows: float32 [n, d], cell after cell.
+      offsets: int32 [cells + 1], where each cell begins.
+      basis: of the rows.
+
+    Returns:
+      float32 [blocks, features, width]; the bounds of places without a row are infinite.
+
+    Example:
+      >>> basis = Basis(jnp.zeros(2), jnp.eye(2), jnp.zeros(3))
+      >>> block_bounds(jnp.ones((3, 2)), jnp.array([0, 1, 3]), basis).shape
+      (2, 5, 8)
+    """
+    n, cells = len(rows), len(offsets) - 1
+    # The mean cell: two blocks hold nearly all of them. A block and a pair share 31 bits.
+    width = max(min(n // cells, 512), n // 2**14, 1)
+    width = -(-width // _GROUP) * _GROUP
+    blocks = _blocks(offsets, width, n // width + cells)
+    components = min(_COMPONENTS, rows.shape[1])
+    empty = jnp.zeros((len(blocks.end), components + 3, width), jnp.float32)
+
+    def fill(b: jax.Array, out: jax.Array) -> jax.Array:
+        at = blocks.begin[b] + jnp.arange(width)
+        features, _ = bounds(rows.at[at].get(mode="clip"), basis, components, "euclidean")
+        inside = at < blocks.end[b]
+        features = jnp.where(inside[:, None], features, 0)
+        features = features.at[:, -2].set(jnp.where(inside, features[:, -2], jnp.inf))
+        return lax.dynamic_update_index_in_dim(out, features.T, b, 0)
+
+    return lax.fori_loop(0, len(empty), fill, empty)
+
+
+def _blocks(offsets, width, most) -> _Blocks:
+    counts = -(-(offsets[1:] - offsets[:-1]) // width)
+    first = jnp.concatenate([jnp.zeros(1, jnp.int32), jnp.cumsum(counts, dtype=jnp.int32)])
+    number = jnp.arange(most, dtype=jnp.int32)
+    cell = jnp.searchsorted(first, number, side="right") - 1
+    begin = offsets[cell] + (number - first[cell]) * width
+    return _Blocks(first, begin, jnp.minimum(begin + width, offsets[cell + 1]))
 
 
 @partial(jax.jit, static_argnums=3)
@@ -62,53 +124,96 @@ def scan(index, queries: jax.Array, cells: jax.Array, k: int) -> Neighbours:
       >>> scan(index, jnp.array([[1.5]]), jnp.array([[0]]), 2).indices.tolist()
       [[2, 0]]
     """
-    n, count = len(index.rows), len(index.centroids)
-    width, slots, chunk = _sizes(n, count, cells.shape[1], len(queries))
-    if n < width:
-        index = index._replace(
-            rows=jnp.pad(index.rows, ((0, width - n), (0, 0))),
-            squares=jnp.pad(index.squares, (0, width - n)),
-            indices=jnp.pad(index.indices, (0, width - n)),
-        )
-    blocks = _blocks(index.offsets, width, n // width + count)
-
-    def step(out, start, rows, _):
-        here = lax.dynamic_slice_in_dim(cells, start, chunk)
-        best = _search_chunk(index, blocks, rows - index.origin, here, k, width, slots)
-        return jax.tree.map(
-            lambda whole, new: lax.dynamic_update_slice_in_dim(whole, new, start, 0), out, best
-        )
-
     shape = (len(queries), k)
     none = Neighbours(jnp.zeros(shape, jnp.int32), jnp.zeros(shape, jnp.float32))
-    return over_chunks(queries, chunk, step, none)
+    state = none, jnp.zeros(len(queries), bool)
+    for wanted, bound in (
+        (index.basis.residue[index.features.shape[1] - 3] < _RESIDUE, _few_bounds),
+        (True, _all_bounds),
+    ):
+        state = lax.cond(
+            wanted & ~state[1].all(),
+            partial(_search, index, queries, cells, bound),
+            lambda state: state,
+            state,
+        )
+    found = _settle(index, queries - index.origin, cells, *state)
+    ids = jnp.where(jnp.isfinite(found.distances), found.indices, -1)
+    return Neighbours(ids, jnp.sqrt(found.distances))
 
 
-def _sizes(n: int, cells: int, probes: int, queries: int) -> tuple[int, int, int]:
-    """Rows of a block, blocks of a query scored in a round, queries of a chunk."""
-    # Nearly all cells fit a block of 7/4 the mean. Block and pair share 31 bits.
-    width = max(min(n * 7 // (cells * 4), 512), n // 2**14, 1)
-    width = -(-width // _GROUP) * _GROUP
-    fill = n / (cells * width)
-    slots = min(1 + math.ceil(probes * (fill + 0.65)), probes * math.ceil(fill + 1), 64)
-    pairs = min(_SCORES // width, (2**31 - 1) // (n // width + cells + 1))
+def _few_bounds(index, blocks: _Blocks, queries: jax.Array) -> _Bound:
+    _, asked = bounds(queries, index.basis, index.features.shape[1] - 3, "euclidean")
+
+    def bound(block, number):
+        return _products(asked[number], index.features[block])
+
+    return bound
+
+
+def _all_bounds(index, blocks: _Blocks, queries: jax.Array) -> _Bound:
+    # All rounding is within slack × |x| |y|, as in `bounds`.
+    keep = 1 - 4 * (queries.shape[1] + 16) * jnp.finfo(jnp.float32).eps
+    norms = keep * (queries**2).sum(1)
+    places = jnp.arange(index.features.shape[2])
+
+    def bound(block, number):
+        at = blocks.begin[block][:, None] + places
+        rows = index.rows.at[at].get(mode="clip")
+        squares = jnp.where(at < blocks.end[block][:, None], index.squares[at], jnp.inf)
+        sums = norms[number][:, :, None] + keep * squares[:, None]
+        return sums - 2 * _products(queries[number], rows.transpose(0, 2, 1))
+
+    return bound
+
+
+def _products(x, y) -> jax.Array:
+    return jnp.matmul(x, y, precision=FULL_PRECISION)
+
+
+def _sizes(index, probes: int, queries: int) -> tuple[int, int]:
+    """Blocks of a query bounded in a round, queries of a chunk."""
+    blocks, _, width = index.features.shape
+    cells = len(index.centroids)
+    fill = len(index.rows) / (cells * width)
+    slots = min(1 + math.ceil(probes * (1.25 * fill + 0.65)), probes * math.ceil(fill + 1), 64)
+    pairs = max(_BOUNDS // width, min(_MOST_BOUNDS // width, _PER_BLOCK * blocks))
+    pairs = min(pairs, (2**31 - 1) // (blocks + 1))
     chunks = -(-queries // max(1, pairs // slots))
-    return width, slots, -(-queries // chunks)
+    return slots, -(-queries // chunks)
 
 
-def _blocks(offsets, width, most) -> _Blocks:
-    counts = -(-(offsets[1:] - offsets[:-1]) // width)
-    first = jnp.concatenate([jnp.zeros(1, jnp.int32), jnp.cumsum(counts, dtype=jnp.int32)])
-    number = jnp.arange(most, dtype=jnp.int32)
-    cell = jnp.searchsorted(first, number, side="right") - 1
-    begin = offsets[cell] + (number - first[cell]) * width
-    return _Blocks(first, begin, jnp.minimum(begin + width, offsets[cell + 1]))
+def _search(index, queries, cells, bounds_of, state):
+    """Searches the queries not done; those whose result the bounds prove are then done."""
+    old, done = state
+    k = old.indices.shape[1]
+    slots, chunk = _sizes(index, cells.shape[1], len(queries))
+    blocks = _blocks(index.offsets, index.features.shape[2], len(index.features))
+    # Those not done first, those near one another together: rows are then read from cache.
+    turns = jnp.argsort(done * len(index.centroids) + cells[:, 0]).astype(jnp.int32)
+
+    def step(i, out):
+        start = jnp.minimum(i * chunk, len(queries) - chunk)
+        number = lax.dynamic_slice_in_dim(turns, start, chunk)
+        rows = queries[number] - index.origin
+        bound = bounds_of(index, blocks, rows)
+        new = _search_chunk(index, blocks, rows, cells[number], ~done[number], bound, slots, k)
+        put = partial(lax.dynamic_update_slice_in_dim, start_index=start, axis=0)
+        return jax.tree.map(put, out, new)
+
+    left = (~done).sum()
+    new, proven = lax.fori_loop(0, -(-left // chunk), step, (old, jnp.zeros_like(done)))
+    back = jnp.zeros_like(turns).at[turns].set(jnp.arange(len(turns), dtype=jnp.int32))
+    proven = proven[back] & ~done
+    new = jax.tree.map(lambda to, of: jnp.where(proven[:, None], to[back], of), new, old)
+    return new, done | proven
 
 
-def _search_chunk(index, blocks, queries, cells, k, width, slots) -> Neighbours:
-    """The k nearest in the cells of a chunk of queries [c, d], less the origin."""
-    kept = k + k // 16 + 3  # spare rows prove more queries right
-    last = jnp.cumsum(blocks.first[cells + 1] - blocks.first[cells], axis=1)
+def _search_chunk(index, blocks, queries, cells, wanted, bound, slots, k):
+    """The k nearest in the cells of queries [c, d], less the origin, where wanted; if proven."""
+    c = len(queries)
+    counts = (blocks.first[cells + 1] - blocks.first[cells]) * wanted[:, None]
+    last = jnp.cumsum(counts, axis=1)
 
     def unfinished(state) -> jax.Array:
         return (last[:, -1] > state[0]).any()
@@ -117,109 +222,101 @@ def _search_chunk(index, blocks, queries, cells, k, width, slots) -> Neighbours:
         # Blocks of a query are numbered through its cells; this round has `slots` of them.
         number = state[0] + jnp.arange(slots)[:, None]
         at = (number[:, :, None] >= last).sum(2)
-        cell = jnp.take_along_axis(cells.T, jnp.minimum(at, cells.shape[1] - 1), 0)
-        from_last = number - jnp.take_along_axis(last.T, jnp.minimum(at, cells.shape[1] - 1), 0)
+        known = jnp.minimum(at, cells.shape[1] - 1)
+        cell = jnp.take_along_axis(cells.T, known, 0)
+        from_last = number - jnp.take_along_axis(last.T, known, 0)
         block = jnp.where(at < cells.shape[1], blocks.first[cell + 1] + from_last, len(blocks.end))
-        found = _search_blocks(index, blocks, queries, block, state[1], width)
+        found = _search_blocks(index, blocks, queries, block, state[1], bound)
         return state[0] + slots, found
 
-    shape = (kept, len(queries))
-    none = _Found(
-        jnp.zeros(shape, jnp.int32), jnp.full(shape, jnp.inf), jnp.full(len(queries), jnp.inf)
-    )
+    none = _Found(jnp.full((k, c), jnp.inf), jnp.zeros((k, c), jnp.int32), jnp.full(c, jnp.inf))
     _, found = lax.while_loop(unfinished, search_round, (0, none))
-    squared, ids = in_order(found.squared, index.indices[found.positions])
-    squared, ids = squared[:k], ids[:k]
-    # Both the scores and the differences round, by at most this share of the lengths squared.
-    rounding = (queries.shape[1] + 4) * jnp.finfo(jnp.float32).eps
-    slack = rounding * (2 * jnp.linalg.norm(queries, axis=1) + jnp.sqrt(squared[-1])) ** 2
-    unproven = jnp.isfinite(found.bound) & ~(found.bound > squared[-1] + slack)
-    squared, ids = _settle(index, queries, cells, unproven, squared, ids)
-    return Neighbours(jnp.where(jnp.isfinite(squared), ids, -1).T, jnp.sqrt(squared).T)
+    return Neighbours(found.ids.T, found.squared.T), found.squared[-1] <= found.bound
 
 
-def _search_blocks(index, blocks, queries, block, found, width) -> _Found:
+def _search_blocks(index, blocks, queries, block, found, bound) -> _Found:
     """Betters what was found by the rows of a block [slots, c] (its number, or too large)."""
-    values, minima, place = _score(index, blocks, queries, block, width)
+    values, minima, place = _bound_pairs(index, block, bound)
 
     def select(out, start, rows, _):
         part = partial(lax.dynamic_slice_in_dim, start_index=start, slice_size=len(rows), axis=-1)
-        before = _Found(*map(part, found))
-        here = _select(index, blocks, rows, part(block), part(place), values, minima, before)
+        here = lax.cond(
+            (part(block) < len(blocks.end)).any(),
+            partial(_select, index, blocks, rows, part(block), part(place), values, minima),
+            lambda before: before,
+            _Found(*map(part, found)),
+        )
         put = partial(lax.dynamic_update_slice_in_dim, start_index=start, axis=-1)
         return _Found(*map(put, out, here))
 
-    return over_chunks(queries, min(_SELECTED, len(queries)), select, found)
+    together = max(_SELECTED // (_GROUP * _most(len(found.ids))), 128)
+    return over_chunks(queries, min(together, len(queries)), select, found)
 
 
-def _select(index, blocks, queries, block, place, values, minima, found) -> _Found:
-    """What is best of the scores of queries [c, d] and of what was found before."""
-    kept, c = found.squared.shape
-    width, groups = values.shape[1], minima.shape[1]
-    norms = (queries**2).sum(1)[:, None]
-    used = (block < len(blocks.end))[:, :, None]
-    least = jnp.where(used, minima[place] + norms, jnp.inf)  # [slots, c, groups]
-    least = least.transpose(0, 2, 1).reshape(-1, c)
-    group_bound, best = smallest(least, min(kept, len(least)))
-    slot, at = best // groups, best % groups
-    scored = jnp.take_along_axis(place, slot, 0) * groups + at
-    scored = (values.reshape(-1, _GROUP)[scored] + norms).transpose(0, 2, 1)
-    some = jnp.isfinite(jnp.take_along_axis(least, best, 0))[:, None]
-    scored = jnp.where(some, scored, jnp.inf).reshape(-1, c)
-    begin = _slice_start(index, blocks, jnp.take_along_axis(block, slot, 0), width) + at * _GROUP
-    positions = (begin[:, None] + jnp.arange(_GROUP)[:, None]).reshape(-1, c)
-
-    scored = jnp.concatenate([scored, found.squared])
-    positions = jnp.concatenate([positions, found.positions])
-    bound, best = smallest(scored, kept)
-    positions = jnp.take_along_axis(positions, best, 0)
-    some = jnp.isfinite(jnp.take_along_axis(scored, best, 0))
-    squared = jnp.where(some, _squared(index.rows, queries, positions), jnp.inf)
-    return _Found(positions, squared, jnp.minimum(found.bound, jnp.minimum(group_bound, bound)))
-
-
-def _slice_start(index, blocks, number, width) -> jax.Array:
-    """First of the rows read for a block: those at the end of the gallery are read early."""
-    return jnp.minimum(blocks.begin[number], len(index.rows) - width)
-
-
-def _score(index, blocks, queries, block, width):
-    """Scores of every (query, block) pair, sorted by block.
+def _bound_pairs(index, block, bound: _Bound):
+    """Bounds of every (query, block) pair [slots, c], in tiles of queries of one block.
 
     Returns:
-      values [pairs, width], |row|² - 2 row·query, infinite beyond the block's rows; their minima
-      over groups [pairs, groups]; and where [slots, c] each pair is in them.
+      values [places, width], infinite beyond the block's rows; their minima over groups
+      [places, groups]; and the place [slots, c] of each pair in them.
     """
+    blocks, _, width = index.features.shape
     c, pairs = block.shape[1], block.size
+    # About as many queries as probe a block: no more than half of the places are gaps.
+    tile = 1 << min(max(pairs // blocks, 1).bit_length() - 1, 4)
+    tiles = -(-(pairs // tile + blocks) // _BATCH) * _BATCH
     number, turns = sort_keys(block.reshape(-1))
-    place = jnp.zeros(pairs, jnp.int32).at[turns].set(jnp.arange(pairs, dtype=jnp.int32))
-    stop = jnp.searchsorted(number, jnp.arange(len(blocks.end)), side="right")
-    # About as many queries as probe a block, a power of two.
-    tile = min(max(1 << (pairs // (2 * len(blocks.end))).bit_length(), 8), 64)
-    # In order beforehand: gathered a tile at a time they would cost as much as the products.
-    ordered = jnp.pad(queries[turns % c], ((0, tile), (0, 0)))
+    begin = jnp.searchsorted(number, jnp.arange(blocks + 1)).astype(jnp.int32)
+    counts = -(-(begin[1:] - begin[:-1]) // tile)
+    first = jnp.concatenate([jnp.zeros(1, jnp.int32), jnp.cumsum(counts, dtype=jnp.int32)])
+    of_pair = first[number] * tile + jnp.arange(pairs) - begin[number]
+    place = jnp.zeros(pairs, jnp.int32).at[turns].set(of_pair.astype(jnp.int32))
+    # What no pair writes, none reads: the gaps hold any query.
+    of_tile = jnp.searchsorted(first[1:], jnp.arange(tiles), side="right").clip(max=blocks - 1)
+    pair = begin[of_tile] + (jnp.arange(tiles) - first[of_tile]) * tile
+    asked = (turns % c)[(pair[:, None] + jnp.arange(tile)).clip(max=pairs - 1)]
 
-    def score(state):
+    def step(state):
         at, values, minima = state
-        here = number[at]
-        begin = _slice_start(index, blocks, here, width)
-        part = partial(lax.dynamic_slice_in_dim, start_index=begin, slice_size=width)
-        position = begin + jnp.arange(width)
-        inside = (position >= blocks.begin[here]) & (position < blocks.end[here])
-        bias = jnp.where(inside, part(index.squares), jnp.inf)
-        rows = lax.dynamic_slice_in_dim(ordered, at, tile)
-        new = bias - 2 * jnp.dot(rows, part(index.rows).T, precision=FULL_PRECISION)
-        least = new.reshape(tile, -1, _GROUP).min(2)
-        # Rows past this block's pairs are overwritten by the next one's.
-        put = partial(lax.dynamic_update_slice_in_dim, start_index=at, axis=0)
-        return jnp.minimum(at + tile, stop[here]), put(values, new), put(minima, least)
+        part = partial(lax.dynamic_slice_in_dim, start_index=at, slice_size=_BATCH)
+        new = bound(part(of_tile), part(asked))
+        least = new.reshape(_BATCH * tile, -1, _GROUP).min(2)
+        put = partial(lax.dynamic_update_slice_in_dim, start_index=at * tile, axis=0)
+        return at + _BATCH, put(values, new.reshape(_BATCH * tile, -1)), put(minima, least)
 
-    used = (number < len(blocks.end)).sum()
-    # What no pair writes, none reads.
-    values = jnp.zeros((pairs + tile, width))
-    minima = jnp.zeros((pairs + tile, width // _GROUP))
-    _, values, minima = lax.while_loop(lambda s: s[0] < used, score, (jnp.int32(0), values, minima))
+    values = jnp.zeros((tiles * tile, width))
+    minima = jnp.zeros((tiles * tile, width // _GROUP))
+    state = (jnp.int32(0), values, minima)
+    _, values, minima = lax.while_loop(lambda state: state[0] < first[-1], step, state)
     return values, minima, place.reshape(block.shape)
+
+
+def _select(index, blocks, queries, block, place, values, minima, found: _Found) -> _Found:
+    """What is best of the bounded rows of queries [c, d] and of what was found before."""
+    k, c = found.squared.shape
+    positions, limit = _candidates(blocks, block, place, values, minima, found.squared[-1], k)
+    some = positions < len(index.rows)
+    squared = jnp.where(some, _squared(index.rows, queries, positions), jnp.inf)
+    squared = jnp.concatenate([found.squared, squared])
+    ids = jnp.concatenate([found.ids, index.indices.at[positions].get(mode="clip")])
+    # A few more than asked for, as the network tells only the first bits apart.
+    bound, best = smallest(squared, min(k + k // 16 + 3, len(squared)))
+    squared, ids = in_order(pick(squared, best), pick(ids, best))
+    told = (squared[k - 1] < bound) | (bound == jnp.inf)
+    bound = jnp.minimum(found.bound, jnp.where(told, limit, -jnp.inf))
+    return _Found(squared[:k], ids[:k], bound)
+
+
+def _least(values, ceiling, wanted, most) -> tuple[jax.Array, jax.Array]:
+    """Rows [most, c] of values [n, c], n for none, and a limit [c] that all others exceed."""
+    n = len(values)
+    if most > _NETWORK:
+        limit = threshold(values, ceiling, most - most // 8, wanted)
+        return rows_of_true((values <= limit) & (values < jnp.inf), most), limit
+    bound, rows = smallest(values, min(most, n))
+    # No less than the bound is more than a little less, unless that vanishes.
+    limit = jnp.where(bound > 1e-30, bound * (1 - 1e-6), -jnp.inf)
+    return jnp.where(pick(values, rows) < jnp.inf, rows, n), jnp.minimum(limit, ceiling)
 
 
 def _squared(rows, queries, positions) -> jax.Array:
@@ -227,25 +324,53 @@ def _squared(rows, queries, positions) -> jax.Array:
 
     def of_one(pair):
         query, at = pair
-        return ((query - rows[at]) ** 2).sum(1)
+        return costs(query, rows.at[at].get(mode="clip"), "euclidean")
 
-    return lax.map(of_one, (queries, positions.T), batch_size=min(32, len(queries))).T
+    together = min(max(_GATHERED // (len(positions) * rows.shape[1]), 1), len(queries))
+    return lax.map(of_one, (queries, positions.T), batch_size=together).T
 
 
-def _settle(index, queries, cells, unproven, squared, ids) -> tuple[jax.Array, jax.Array]:
-    """Searches every row, by differences, for the queries whose result is not proven."""
-    n, k = index.offsets[-1], len(squared)
-    last = len(index.rows) - 1
+def _most(k: int) -> int:
+    """Candidates for k neighbours: what the bounds cannot tell apart must fit."""
+    return k + 7 * k // 16 + 12
+
+
+def _candidates(blocks, block, place, values, minima, ceiling, k) -> tuple[jax.Array, jax.Array]:
+    """Positions [most, c] in the rows, too large for none, of all bounds within a limit [c]."""
+    (slots, c), (width, groups) = block.shape, (values.shape[1], minima.shape[1])
+    most = _most(k)
+    used = (block < len(blocks.end))[:, :, None]
+    begin = blocks.begin.at[block].get(mode="clip")
+    limit = ceiling
+    if most < slots * groups:
+        least = jnp.where(used, minima[place], jnp.inf).transpose(0, 2, 1).reshape(-1, c)
+        best, limit = _least(least, limit, most - most // 16, most)
+        some = best < slots * groups
+        slot, at = best // groups, best % groups
+        inside = values.reshape(-1, _GROUP)[pick(place, slot) * groups + at]
+        inside = jnp.where(some[:, :, None], inside, jnp.inf)
+        begin, run = pick(begin, slot) + at * _GROUP, _GROUP
+    else:
+        inside, run = jnp.where(used, values[place], jnp.inf), width
+    inside = inside.transpose(0, 2, 1).reshape(-1, c)
+    row, limit = _least(inside, limit, most, most)
+    position = pick(begin, row // run) + row % run
+    return jnp.where(row < len(inside), position, jnp.iinfo(jnp.int32).max), limit
+
+
+def _settle(index, queries, cells, found: Neighbours, done) -> Neighbours:
+    """Searches every row, by differences, for the queries not done; distances are squared."""
+    n, k = len(index.rows), found.indices.shape[1]
 
     def settle(state):
-        unproven, squared, ids = state
-        i = jnp.argmax(unproven)
-        cell = jnp.searchsorted(index.offsets, jnp.arange(last + 1), side="right") - 1
-        inside = (cell[:, None] == cells[i]).any(1) & (jnp.arange(last + 1) < n)
-        exact = jnp.where(inside, ((queries[i] - index.rows) ** 2).sum(1), jnp.inf)
-        exact = jnp.full(last + 1 + k, jnp.inf).at[index.indices].min(exact)  # in order of index
+        found, done = state
+        i = done.argmin()
+        cell = jnp.searchsorted(index.offsets, jnp.arange(n), side="right") - 1
+        inside = (cell[:, None] == cells[i]).any(1)
+        exact = jnp.where(inside, costs(queries[i], index.rows, "euclidean"), jnp.inf)
+        exact = jnp.full(n + k, jnp.inf).at[index.indices].set(exact)  # in order of index
         exact, best = lax.top_k(-exact, k)
-        put = lambda whole, new: whole.at[:, i].set(new)  # noqa: E731
-        return unproven.at[i].set(False), put(squared, -exact), put(ids, best)
+        found = jax.tree.map(lambda of, to: of.at[i].set(to), found, Neighbours(best, -exact))
+        return found, done.at[i].set(True)
 
-    return lax.while_loop(lambda state: state[0].any(), settle, (unproven, squared, ids))[1:]
+    return lax.while_loop(lambda state: ~state[1].all(), settle, (found, done))[0]

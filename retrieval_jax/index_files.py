@@ -2,7 +2,8 @@
 
 The file is b"RJXINDEX", the length of the header (8 bytes, little-endian), the header (JSON: format
 version, shape of each array in the order of `ClusterIndex`, CRC-32 of their bytes) and the arrays,
-little-endian and in C order. Nothing in it is ever run.
+little-endian and in C order. What follows from the others (basis, features) is not in it: it is
+made anew, and no file can break a search with bounds that are none. Nothing in it is ever run.
 """
 
 import json
@@ -13,13 +14,13 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 
-from retrieval_jax.cluster_index import ClusterIndex
+from retrieval_jax.cluster_index import ClusterIndex, completed
 from retrieval_jax.errors import UserError
 from retrieval_jax.workdir import replacing
 
 _MAGIC = b"RJXINDEX"
 _VERSION = 1
-# Of each field: its type and its number of dimensions.
+# Of each field that all others follow from: its type and its number of dimensions.
 _FIELDS = {
     "centroids": ("<f4", 2),
     "origin": ("<f4", 1),
@@ -50,7 +51,7 @@ def save(path: Path, index: ClusterIndex) -> None:
     """
     arrays = [
         np.ascontiguousarray(array, kind)
-        for array, (kind, _) in zip(index, _FIELDS.values(), strict=True)
+        for array, (kind, _) in zip(index[: len(_FIELDS)], _FIELDS.values(), strict=True)
     ]
     checksum = 0
     for array in arrays:
@@ -69,7 +70,7 @@ def save(path: Path, index: ClusterIndex) -> None:
 
 
 def load(path: Path) -> ClusterIndex:
-    """Reads an index that `save` wrote, bit for bit.
+    """Reads an index that `save` wrote, bit for bit (but for rounding of basis and features).
 
     Args:
       path: the file.
@@ -113,7 +114,7 @@ def load(path: Path) -> ClusterIndex:
         end += 4 * size
     if not _sound_values(arrays):
         raise _refusal(path, "holds values that are no index's; make it anew")
-    return ClusterIndex(**{name: jnp.asarray(array) for name, array in arrays.items()})
+    return completed(**{name: jnp.asarray(array) for name, array in arrays.items()})
 
 
 def _refusal(path: Path, fault: str) -> UserError:

@@ -101,11 +101,11 @@ def rows_of_true(mask: jax.Array, most: int) -> jax.Array:
     half = 2 ** (len(words).bit_length() - 1)
     while half:
         # Past the last word the index is clipped, which only places left over can follow.
-        passed = _pick(ends, at + half - 1) <= place
+        passed = pick(ends, at + half - 1) <= place
         at = jnp.where(passed & (at + half < len(words)), at + half, at)
         half //= 2
-    word = _pick(words, at)
-    rank, row = place - _pick(ends - counts, at), at * 32
+    word = pick(words, at)
+    rank, row = place - pick(ends - counts, at), at * 32
     for half in (16, 8, 4, 2, 1):
         low = _ones(word & jnp.uint32(2**half - 1))
         upper = rank >= low
@@ -121,7 +121,14 @@ def _ones(words: jax.Array) -> jax.Array:
     return lax.population_count(words).astype(jnp.int32)
 
 
-def _pick(values: jax.Array, rows: jax.Array) -> jax.Array:
-    """values[rows[m, c], c] by flat indices: a gather by pairs of them is slow on a CPU."""
+def pick(values: jax.Array, rows: jax.Array) -> jax.Array:
+    """values[rows[m, c], c] by flat indices: a gather by pairs of them is slow on a CPU.
+
+    Rows beyond the last give any value.
+
+    Example:
+      >>> pick(jnp.array([[1, 2], [3, 4], [5, 6]]), jnp.array([[2, 0]])).tolist()
+      [[5, 2]]
+    """
     c = values.shape[1]
     return values.reshape(-1).at[rows * c + jnp.arange(c)].get(mode="clip")

@@ -119,6 +119,26 @@ def test_ties_duplicates_empty_and_unequal_cells(shape, values, seed):
     assert_found(search_cells(index, queries, cells, k), oracle(queries, cells, gallery, labels, k))
 
 
+@pytest.mark.parametrize("spread", ["few components", "isotropic", "some queries far away"])
+def test_many_features_whatever_the_bounds_can_prove(spread):
+    rng = np.random.default_rng(3)
+    rows = rng.normal(size=(1540, 48)).astype(np.float32)
+    if spread == "few components":
+        rows[:, 6:] *= np.float32(0.01)
+    elif spread == "some queries far away":
+        # In a space that the gallery hardly fills the bounds cannot tell its rows apart.
+        rows[:, 6:] *= np.float32(0.1)
+        rows[1500:1510, 6:] *= 300
+    gallery, queries = rows[:1500], rows[1500:]
+    labels = np.arange(1500) % 11
+    index = group(gallery, labels, gallery[:11])
+    few = float(index.basis.residue[21]) < cluster_scan._RESIDUE
+    assert few == (spread != "isotropic")
+    cells = np.stack([rng.permutation(11)[:4] for _ in queries])
+    expected = oracle(queries, cells, gallery, labels, 30)
+    assert_found(search_cells(index, queries, cells, 30), expected, atol=1e-4)
+
+
 def test_more_equal_rows_than_any_spare():
     gallery = np.repeat(np.float32([[0.1, 0.7], [5.3, 5.1], [0.1, 0.7]]), [90, 200, 90], axis=0)
     labels = np.arange(len(gallery)) % 3
@@ -128,7 +148,8 @@ def test_more_equal_rows_than_any_spare():
 
 def test_one_chunk_of_queries_or_several(index, monkeypatch):
     whole = search(index, QUERIES, 3, probes=3)
-    monkeypatch.setattr(cluster_scan, "_SCORES", 40_000)
+    monkeypatch.setattr(cluster_scan, "_BOUNDS", 20_000)
+    monkeypatch.setattr(cluster_scan, "_PER_BLOCK", 1)
     cluster_scan.scan.clear_cache()
     parts = search(index, QUERIES, 3, probes=3)
     cluster_scan.scan.clear_cache()
@@ -141,25 +162,22 @@ def test_under_jit_and_in_bounded_memory(index):
     assert_found(found, oracle(QUERIES, nearest_cells(QUERIES, CENTROIDS, 3), GALLERY, LABELS, 3))
 
     def memory(n, q):
-        shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), index)
-        shapes = shapes._replace(
-            rows=jax.ShapeDtypeStruct((n, 12), jnp.float32),
-            squares=jax.ShapeDtypeStruct((n,), jnp.float32),
-            indices=jax.ShapeDtypeStruct((n,), jnp.int32),
-        )
+        gallery, labels = np.zeros((n, 12), np.float32), np.zeros(n, np.int32)
+        shapes = jax.eval_shape(group, gallery, labels, CENTROIDS)
         queries = jax.ShapeDtypeStruct((q, 12), jnp.float32)
         run = jax.jit(lambda index, queries: search(index, queries, 3, probes=3))
         return run.lower(shapes, queries).compile().memory_analysis().temp_size_in_bytes
 
-    assert memory(1_000_000, 100_000) < 3 * 64 * 2**20 + 4 * 100_000 * (2 * 3 + 3 + 12)
+    assert memory(1_000_000, 100_000) < 3 * 64 * 2**20 + 4 * 100_000 * (8 * 3 + 2 * 3 + 12)
 
 
 def test_added_rows_are_as_if_grouped_anew(index):
     first = group(GALLERY[:1500], LABELS[:1500], CENTROIDS)
-    for whole, added in zip(
-        index, add(add(first, GALLERY[1500:1501]), GALLERY[1501:]), strict=True
-    ):
+    twice = add(add(first, GALLERY[1500:1501]), GALLERY[1501:])
+    for whole, added in zip(index[:6], twice[:6], strict=True):
         np.testing.assert_array_equal(whole, added)
+    # Made by other compilations.
+    np.testing.assert_allclose(index.features, twice.features, rtol=1e-3, atol=1e-3)
 
 
 def test_build_groups_by_its_own_kmeans():
@@ -204,7 +222,7 @@ def saved(index, tmp_path):
 
 
 def test_saved_and_loaded_bit_for_bit(index, saved):
-    for before, after in zip(index, index_files.load(saved), strict=True):
+    for before, after in zip(index[:6], index_files.load(saved)[:6], strict=True):
         assert before.dtype == after.dtype
         np.testing.assert_array_equal(before, after)
     assert [p.name for p in saved.parent.iterdir()] == ["gallery.index"]
