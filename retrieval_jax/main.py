@@ -10,11 +10,9 @@ one sentence on standard error and exit code 2.
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import time
 from pathlib import Path
-from types import FrameType
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
@@ -63,14 +61,6 @@ def parse(arguments: list[str]) -> tuple[ConfigDict, Path]:
     return config, Path(workdir)
 
 
-# Exit code of a run that was told to stop and can be resumed: EX_TEMPFAIL of sysexits.h.
-RESUME_ME = 75
-
-
-class Preempted(BaseException):
-    """The machine wants the run to stop (SIGTERM): what is saved stays, and it can be resumed."""
-
-
 def with_huge_pages() -> None:
     """Starts Python again, once, with glibc's allocator asking for huge pages.
 
@@ -98,9 +88,9 @@ def main(arguments: list[str]) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except (KeyboardInterrupt, Preempted) as stop:
+    except KeyboardInterrupt:
         print("interrupted; the same command goes on after the last epoch", file=sys.stderr)
-        return RESUME_ME if isinstance(stop, Preempted) else 130
+        return 130
     print(f"report: {workdir / 'report.html'}")
     return 0
 
@@ -111,11 +101,6 @@ def _sentence(error: Exception) -> str:
     return " ".join(message.replace("\\n", " ").replace("\\'", "'").split())
 
 
-def _preempt(signal_number: int, frame: FrameType | None) -> None:
-    raise Preempted
-
-
 if __name__ == "__main__":
     with_huge_pages()
-    signal.signal(signal.SIGTERM, _preempt)
     sys.exit(main(sys.argv[1:]))

@@ -28,7 +28,7 @@ from retrieval_jax.progress import say
 from retrieval_jax.randomness import key_for
 from retrieval_jax.report.write import write_figures, write_report
 from retrieval_jax.training.checkpoints import Checkpoints
-from retrieval_jax.training.epochs import DataSet
+from retrieval_jax.training.feed import DataSet
 from retrieval_jax.training.logs import MetricLog
 from retrieval_jax.training.loop import Watch, train
 from retrieval_jax.training.step import TrainState, as_float

@@ -13,7 +13,7 @@ from retrieval_jax.config import build_recipe, check, check_against_data, defaul
 from retrieval_jax.errors import UserError
 from retrieval_jax.main import parse
 from retrieval_jax.training.checkpoints import Checkpoints
-from retrieval_jax.training.epochs import DataSet
+from retrieval_jax.training.feed import DataSet
 from retrieval_jax.training.logs import MetricLog
 from retrieval_jax.training.loop import train
 

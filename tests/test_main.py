@@ -142,20 +142,17 @@ def test_event_files_say_what_the_json_says(whole):
                 assert scalars[f"{part}/{name}", row["step"]] == pytest.approx(value)
 
 
-@pytest.mark.parametrize(("told", "code"), [("SIGKILL", -9), ("SIGTERM", 75), ("SIGINT", 130)])
-def test_stopped_and_resumed_ends_with_the_same_numbers(whole, tmp_path, told, code):
+def test_killed_and_resumed_ends_with_the_same_numbers(whole, tmp_path):
     command = [sys.executable, "-m", "retrieval_jax.main", *arguments(tmp_path / "killed", *DIGITS)]
     environment = os.environ | {"JAX_NUM_CPU_DEVICES": "8", "JAX_PLATFORMS": "cpu"}
-    # A test run in the background ignores SIGINT, and so would its child.
-    heed = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.default_int_handler)}
-    run = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, **heed)
+    run = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
     rows = tmp_path / "killed" / "metrics.jsonl"
     deadline = time.monotonic() + 300
     while not (rows.exists() and len(rows.read_text().splitlines()) >= 2):
         assert run.poll() is None and time.monotonic() < deadline
         time.sleep(0.02)
-    run.send_signal(signal.Signals[told])
-    assert run.wait() == code
+    run.send_signal(signal.SIGKILL)
+    assert run.wait() == -signal.SIGKILL
     assert not (tmp_path / "killed" / "results.json").exists()
     assert main(arguments(tmp_path / "killed", *DIGITS)) == 0
     assert figures_of_merit(tmp_path / "killed") == figures_of_merit(whole)
