@@ -176,7 +176,8 @@ def _sizes(index, probes: int, queries: int) -> tuple[int, int]:
     blocks, _, width = index.features.shape
     cells = len(index.centroids)
     fill = len(index.rows) / (cells * width)
-    slots = min(1 + math.ceil(probes * (1.25 * fill + 0.65)), probes * math.ceil(fill + 1), 64)
+    # So many that nearly no query needs a second round, which its neighbours would wait for.
+    slots = min(2 + math.ceil(probes * (1.5 * fill + 0.65)), probes * math.ceil(fill + 2), 96)
     pairs = max(_BOUNDS // width, min(_MOST_BOUNDS // width, _PER_BLOCK * blocks))
     pairs = min(pairs, (2**31 - 1) // (blocks + 1))
     chunks = -(-queries // max(1, pairs // slots))
