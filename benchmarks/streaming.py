@@ -24,6 +24,7 @@ from PIL import Image
 
 from benchmarks.interleaved import table_row, times
 from retrieval_jax import config, devices, provenance
+from retrieval_jax.build import build_recipe
 from retrieval_jax.data.folder import from_folder
 from retrieval_jax.data.images import ImageSet, LazyImages, describe_images
 from retrieval_jax.data.stream import batches
@@ -68,7 +69,7 @@ def training_row(data: DataSet, decoded: np.ndarray, batch: int, repeats: int, s
     settings.training.batch_size = batch
     settings.objective.classification_weight = 1.0
     classes = int(data.labels.max()) + 1
-    recipe = config.build_recipe(settings, decoded.shape[-1], classes, len(decoded))
+    recipe = build_recipe(settings, decoded.shape[-1], classes, len(decoded))
     shape = decoded.shape[1:]
     state = create_state(recipe.model, recipe.optimizer, jax.random.key(0), shape)
     state = devices.on_every_device(state)

@@ -30,6 +30,7 @@ from torch import nn  # noqa: E402
 
 from benchmarks.interleaved import table_row, times  # noqa: E402
 from retrieval_jax import config, devices, provenance  # noqa: E402
+from retrieval_jax.build import build_recipe  # noqa: E402
 from retrieval_jax.main import with_huge_pages  # noqa: E402
 from retrieval_jax.training.epochs import epoch_order, fit_steps  # noqa: E402
 from retrieval_jax.training.feed import DataSet  # noqa: E402
@@ -50,7 +51,7 @@ def ours(images: np.ndarray, labels: np.ndarray, hint: bool, batch: int) -> Work
     settings = config.default()
     settings.training.batch_size = batch
     settings.objective.classification_weight = float(hint)
-    recipe = config.build_recipe(settings, 3, CLASSES, len(images))
+    recipe = build_recipe(settings, 3, CLASSES, len(images))
     state = create_state(recipe.model, recipe.optimizer, jax.random.key(0), images.shape[1:])
     state = devices.on_every_device(state)
     data = devices.on_every_device(DataSet(images, labels))

@@ -41,8 +41,8 @@ from jax.sharding import PartitionSpec as P  # noqa: E402
 
 from configs import cifar10_hint, cifar10_vanilla  # noqa: E402
 from experiments.tpu_plan import CHIPS, RESULTS, compiled_table  # noqa: E402
-from retrieval_jax import config as configuration  # noqa: E402
 from retrieval_jax import devices  # noqa: E402
+from retrieval_jax.build import build_recipe  # noqa: E402
 from retrieval_jax.kmeans import kmeans  # noqa: E402
 from retrieval_jax.kmeans.assignment import chunk_rows  # noqa: E402
 from retrieval_jax.kmeans.passes import dense_statistics, move  # noqa: E402
@@ -102,7 +102,7 @@ def _bytes(shape: tuple[str, str]) -> int:
 
 def recipe_and_state(config: Any) -> tuple[Recipe, TrainState]:
     """The config's recipe, and the shapes of its state."""
-    recipe = configuration.build_recipe(config, IMAGE[-1], CLASSES, FIT_IMAGES)
+    recipe = build_recipe(config, IMAGE[-1], CLASSES, FIT_IMAGES)
     create = partial(create_state, recipe.model, recipe.optimizer, image_shape=IMAGE)
     return recipe, jax.eval_shape(create, jax.random.key(0))
 

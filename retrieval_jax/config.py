@@ -1,4 +1,4 @@
-"""Every key of a configuration, and the one place where a configuration becomes objects.
+"""Every key of a configuration, with its default, and what each accepts.
 
 A configuration file defines `get_config()`, which starts from `default()` here and changes what
 its experiment needs. A key that is not declared here, or a value of another type, is refused.
@@ -6,24 +6,11 @@ its experiment needs. A key that is not declared here, or a value of another typ
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
-import jax.numpy as jnp
-import optax
 from ml_collections import ConfigDict
 
 from retrieval_jax import devices
-from retrieval_jax.augment import augmentation
-from retrieval_jax.data.folder import from_folder
-from retrieval_jax.data.images import ImageSet, digits
-from retrieval_jax.data.npz import from_npz
-from retrieval_jax.data.tfds_source import from_tfds
 from retrieval_jax.errors import UserError
-from retrieval_jax.models import AutoEncoder, Decoder, Encoder, Head
-from retrieval_jax.objective import Objective, Term, classification_term, reconstruction_term
-from retrieval_jax.training.epochs import Recipe
-from retrieval_jax.training.optimizers import KEYS, build_optimizer, learning_rate
+from retrieval_jax.training.optimizers import KEYS
 
 
 def default() -> ConfigDict:
@@ -34,6 +21,14 @@ def default() -> ConfigDict:
 
     # Compiled programs, for the next run; JAX_COMPILATION_CACHE_DIR, where it is set, goes before.
     c.compilation_cache = "~/.cache/retrieval_jax"  # their directory; "": they are not kept
+
+    # The processes of one run, a host each. On TPU slices and under Slurm they find each other;
+    # elsewhere each is told. It may be another number when a run is resumed.
+    c.distributed = distributed = ConfigDict()
+    distributed.coordinator = ""  # HOST:PORT of process 0, which opens the port; "": as said above
+    distributed.processes = 0  # how many there are; 0: as said above
+    distributed.process = -1  # which one this is, from 0; -1: as said above
+    distributed.timeout = 300  # seconds in which all have to meet
 
     c.data = data = ConfigDict()
     data.source = "digits"  # "digits" (embedded), "tfds", "folder" or "npz"
@@ -68,6 +63,8 @@ def default() -> ConfigDict:
     # Averages of parameters and BatchNorm statistics, for validation, embedding, reconstruction;
     # debiased as Adam's are, so that initial values have no share in them.
     training.ema_decay = 0.0  # share of the old in the averages, a batch; 0: none are kept
+    # State and position are saved after every epoch, on SIGTERM, and inside long epochs.
+    training.checkpoint_seconds = 300.0  # from a save to the next one inside an epoch
     training.profile_steps = 0  # steps of the first epoch traced into the workdir's profile/
 
     c.optimizer = optimizer = ConfigDict()
@@ -111,7 +108,7 @@ def default() -> ConfigDict:
 
 
 def check(c: ConfigDict) -> None:
-    """Refuses values that no data could make sense of.
+    """Refuses values that no data could make sense of, once the devices are known.
 
     Raises:
       UserError: names the key, its value and what it accepts.
@@ -150,6 +147,7 @@ def check(c: ConfigDict) -> None:
         "objective.reconstruction_weight",
         "objective.classification_weight",
         "training.profile_steps",
+        "training.checkpoint_seconds",
         "augmentation.shift",
         "augmentation.cutout",
         "clustering.tolerance",
@@ -196,6 +194,33 @@ def check(c: ConfigDict) -> None:
         raise UserError(
             f"training.batch_size {c.training.batch_size} must be a multiple of the "
             f"{devices.count()} devices"
+        )
+
+
+def check_hosts(c: ConfigDict) -> None:
+    """Refuses what can't say where the processes meet, before JAX starts.
+
+    Raises:
+      UserError: names the key, its value and what it accepts.
+    """
+    d = c.distributed
+    if not d.coordinator:
+        for key, unset in (("processes", 0), ("process", -1)):
+            if d[key] != unset:
+                raise UserError(
+                    f"distributed.{key} is {d[key]} but distributed.coordinator is not set; give "
+                    "HOST:PORT of process 0"
+                )
+        return
+    host, _, port = d.coordinator.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
+        raise UserError(f"distributed.coordinator must be HOST:PORT, got {d.coordinator!r}")
+    _at_least("distributed.processes", d.processes, 1)
+    _at_least("distributed.timeout", d.timeout, 1)
+    if not 0 <= d.process < d.processes:
+        raise UserError(
+            f"distributed.process must be from 0 to {d.processes - 1}, one less than "
+            f"distributed.processes, got {d.process}"
         )
 
 
@@ -251,105 +276,6 @@ def check_against_data(
             f"augmentation.shift is {c.augmentation.shift} pixels but the images are "
             f"{height}×{width}; lower it"
         )
-
-
-def load_images(c: ConfigDict) -> ImageSet:
-    """The images that `c.data` names."""
-    if c.data.source == "digits":
-        return digits()
-    if c.data.source == "tfds":
-        return from_tfds(
-            c.data.name, c.data.directory or _tfds_directory(), streaming=c.data.streaming
-        )
-    if c.data.source == "folder":
-        return from_folder(
-            c.data.directory,
-            tuple(c.data.image_size),
-            channels=c.data.channels,
-            max_skipped=c.data.max_skipped,
-            streaming=c.data.streaming,
-        )
-    return from_npz(c.data.file)
-
-
-def _tfds_directory() -> Path:
-    """Where TFDS itself would look, made if it isn't there."""
-    path = Path(os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")).expanduser()
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"TFDS' data directory {str(path)!r} can't be made ({error.strerror}); name one with "
-            "data.directory"
-        ) from error
-    return path
-
-
-def build_recipe(c: ConfigDict, channels: int, classes: int, fit: int) -> Recipe:
-    """What `training.loop.train` needs, for images of `channels` and `fit` images to fit."""
-    batches = c.training.epochs * (fit // c.training.batch_size)
-    return Recipe(
-        model=_build_model(c, channels, classes),
-        objective=_build_objective(c),
-        optimizer=_build_optimizer(c, batches),
-        augment=augmentation(**c.augmentation),
-        ema_decay=c.training.ema_decay,
-        epochs=c.training.epochs,
-        batch_size=c.training.batch_size,
-        validation_batch_size=c.embedding.batch_size,
-        steps_per_call=_steps_per_call(c),
-        streaming=c.data.streaming,
-        seed=c.seed,
-    )
-
-
-def _steps_per_call(c: ConfigDict) -> int:
-    if c.data.streaming:
-        return 1
-    most = devices.steps_per_call()
-    # So that what is traced is what was asked for.
-    return min(most, c.training.profile_steps or most)
-
-
-def _build_model(c: ConfigDict, channels: int, classes: int) -> AutoEncoder:
-    common = {
-        "momentum": c.model.norm_momentum,
-        "axis_name": devices.AXIS,
-        "dtype": jnp.dtype(c.training.precision),
-    }
-    head = Head(classes) if c.objective.classification_weight > 0 else None
-    return AutoEncoder(
-        encoder=Encoder(tuple(c.model.encoder_widths), c.model.bottleneck, **common),
-        decoder=Decoder(tuple(c.model.decoder_widths), channels, **common),
-        head=head,
-    )
-
-
-def _build_objective(c: ConfigDict) -> Objective:
-    terms: dict[str, Term] = {}
-    if c.objective.reconstruction_weight > 0:
-        terms["reconstruction"] = reconstruction_term(c.objective.reconstruction_weight)
-    if c.objective.classification_weight > 0:
-        terms["classification"] = classification_term(
-            c.objective.classification_weight, c.objective.label_smoothing
-        )
-    return terms
-
-
-def _build_optimizer(c: ConfigDict, batches: int) -> optax.GradientTransformation:
-    o = c.optimizer
-    every = c.training.accumulation
-    rate = learning_rate(o.learning_rate, batches // every, o.warmup_fraction, o.decay)
-    built = build_optimizer(
-        o.name,
-        rate,
-        b1=o.b1,
-        b2=o.b2,
-        epsilon=o.epsilon,
-        momentum=o.momentum,
-        weight_decay=o.weight_decay,
-    )
-    return optax.MultiSteps(built, every).gradient_transformation() if every > 1 else built
 
 
 def _value(c: ConfigDict, key: str):

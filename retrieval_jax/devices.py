@@ -1,17 +1,19 @@
 """The one module that knows how many devices there are and what lies on each.
 
-A value "on every device" is stacked along a leading axis of devices, as `jax.pmap` takes it.
+A value "on every device" is stacked along a leading axis of this process' devices, as `jax.pmap`
+takes it. All processes call the mapped functions together, each for its own devices.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from functools import wraps
+from functools import cache, wraps
 from typing import Any
 
 import jax
 import numpy as np
 from flax import jax_utils
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from retrieval_jax.data.images import LazyImages
@@ -22,7 +24,12 @@ AXIS = "devices"
 
 
 def count() -> int:
-    """Number of devices that the mapped functions run on."""
+    """Number of devices that the mapped functions run on, of all processes."""
+    return jax.device_count()
+
+
+def local_count() -> int:
+    """Number of this process' devices."""
     return jax.local_device_count()
 
 
@@ -38,8 +45,8 @@ def steps_per_call() -> int:
 
 
 def mesh() -> Mesh:
-    """The devices as a mesh of one axis, `AXIS`, for `jax.shard_map`."""
-    return Mesh(np.array(jax.local_devices()), (AXIS,))
+    """The devices of all processes as a mesh of one axis, `AXIS`, for `jax.shard_map`."""
+    return Mesh(np.array(jax.devices()), (AXIS,))
 
 
 def on_every_device(tree: Any) -> Any:
@@ -55,27 +62,34 @@ def from_first_device(tree: Any) -> Any:
     return jax.tree.map(lambda x: x[0], jax.device_get(shards))
 
 
+def local_share(rows: np.ndarray) -> np.ndarray:
+    """[…, batch] → […, batch of this process' devices], the same on the host."""
+    *others, batch = rows.shape
+    shares = rows.reshape(*others, count(), batch // count())
+    return shares[..., _positions(), :].reshape(*others, batch // count() * local_count())
+
+
 def share_batches(rows: np.ndarray) -> jax.Array:
     """[steps, batch] → [devices, steps, batch / devices], each device's share of every batch."""
     steps, batch = rows.shape
-    shares = rows.reshape(steps, count(), batch // count()).swapaxes(0, 1)
+    shares = local_share(rows).reshape(steps, local_count(), batch // count()).swapaxes(0, 1)
     return jax.pmap(lambda share: share)(shares)
 
 
 def whole_batches(shares: jax.Array) -> np.ndarray:
-    """Fetches [devices, steps, batch / devices] to the host as [steps, batch]."""
-    fetched = jax.device_get(shares)
+    """Fetches the local part of [devices, steps, batch / devices] to the host as [steps, batch]."""
+    fetched = np.stack([shard.data[0] for shard in shares.addressable_shards])
     return fetched.swapaxes(0, 1).reshape(fetched.shape[1], -1)
 
 
 def prefetched(trees: Iterable[Any]) -> Iterator[Any]:
-    """Yields trees of arrays [b, …] as [devices, b / devices, …], each device's rows on it.
+    """Yields trees of this process' arrays [b, …] as [devices, b / devices, …], a device's on it.
 
     The transfer of the next one is under way while one is in use.
     """
 
     def share(x: np.ndarray) -> np.ndarray:
-        return x.reshape(count(), -1, *x.shape[1:])
+        return x.reshape(local_count(), -1, *x.shape[1:])
 
     return jax_utils.prefetch_to_device((jax.tree.map(share, tree) for tree in trees), 2)
 
@@ -110,7 +124,8 @@ def map_rows(
     """Applies `function(parameters, batch of rows)` to any number of rows, on all devices.
 
     The last batch is padded to the static shape and only real rows are returned. Rows are read two
-    batches ahead and two batches are in flight, so memory doesn't grow with the rows.
+    batches ahead and two batches are in flight, so memory doesn't grow with the rows. Each process
+    reads the rows of its own devices and gets the results of all.
 
     Args:
       function: (parameters, [b, …]) → [b, …], each row on its own.
@@ -122,22 +137,47 @@ def map_rows(
       [n, …] on the host.
     """
     batch = round_up(batch)
-    call = mapped(function)
+
+    def on_all(parameters: Any, part: jax.Array) -> jax.Array:
+        result = function(parameters, part)
+        # In a row, as the devices' shares of the batch are; every process fetches its own copy.
+        return result if processes == 1 else jax.lax.all_gather(result, AXIS)
+
+    processes = jax.process_count()
+    call = mapped(on_all)
     results: list[np.ndarray] = []
     pending: list[tuple[jax.Array, int]] = []
 
     def fetch() -> None:
         value, real = pending.pop(0)
-        results.append(np.asarray(value).reshape(batch, *value.shape[2:])[:real])
+        whole = np.asarray(value) if processes == 1 else from_first_device(value)
+        results.append(whole.reshape(batch, *whole.shape[2:])[:real])
         progress.update(real)
 
-    none = np.arange(0)
+    steps = max(-(-len(rows) // batch), 1)  # without rows one batch of nothing, for its shape
+    mine = local_share(np.arange(steps * batch).reshape(steps, batch))
+    parts = batches(rows, mine[mine < len(rows)], mine.shape[1])
     with Progress("images", len(rows)) as progress:
-        for part in batches(rows, np.arange(len(rows)), batch) if len(rows) else [rows[none]]:
-            padding = np.zeros((batch - len(part), *part.shape[1:]), part.dtype)
-            shared = np.concatenate([part, padding]).reshape(count(), -1, *part.shape[1:])
-            pending.append((call(parameters, shared), len(part)))
+        for step, numbers in enumerate(mine):
+            part = np.zeros((len(numbers), *rows.shape[1:]), rows.dtype)
+            real = numbers < len(rows)
+            if real.any():
+                part[real] = next(parts)
+            shared = part.reshape(local_count(), -1, *part.shape[1:])
+            pending.append((call(parameters, shared), min(batch, len(rows) - step * batch)))
             if len(pending) > 1:
                 fetch()
         fetch()
     return np.concatenate(results)
+
+
+def on_host(tree: Any) -> Any:
+    """Fetches a tree of arrays that a program spread over the devices, whole on every process."""
+    return multihost_utils.process_allgather(tree, tiled=True)
+
+
+@cache
+def _positions() -> np.ndarray:
+    """Along `AXIS`, of this process' devices; they need not follow one another."""
+    axis = jax.pmap(lambda _: jax.lax.axis_index(AXIS), axis_name=AXIS)(np.zeros(local_count()))
+    return np.array([shard.data[0] for shard in axis.addressable_shards])

@@ -1,5 +1,9 @@
-"""The one exception that means: the user's input is at fault, and here is how to mend it."""
+"""The exceptions that end a run otherwise than by a mistake of the program."""
 
 
 class UserError(Exception):
     """One sentence that names the thing at fault and the cure; programs print it and exit 2."""
+
+
+class Interrupted(Exception):
+    """The run was told to stop, and what it had is saved: the same command goes on."""

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jax.typing import ArrayLike
 
-from retrieval_jax import cluster_index, metrics, sharded
+from retrieval_jax import metrics, sharded
 from retrieval_jax.ranking import Neighbours, share_kept
 
 
@@ -27,7 +27,7 @@ def rank(
     centroids: ArrayLike,
     k: int,
 ) -> Ranking:
-    """Ranks the gallery for every query: in its cluster, and exhaustively on all devices.
+    """Ranks the gallery for every query, on all devices: in its cluster, and exhaustively.
 
     Args:
       queries: float32 [q, d] embeddings.
@@ -40,10 +40,9 @@ def rank(
     Returns:
       `Ranking` of [q, k] NumPy arrays.
     """
-    index = cluster_index.group(gallery, gallery_clusters, centroids)
     probed = np.asarray(query_clusters)[:, None]  # one cell a query: its own
     found = Ranking(
-        cluster=cluster_index.search_cells(index, queries, probed, k),
+        cluster=sharded.search_cells(queries, probed, gallery, gallery_clusters, centroids, k),
         exhaustive=sharded.nearest(queries, gallery, k),
     )
     return jax.tree.map(np.asarray, found)

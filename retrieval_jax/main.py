@@ -3,8 +3,8 @@
     python -m retrieval_jax.main --config=FILE --workdir=DIR [--config.key=value …]
 
 FILE is a Python file with `get_config()`; `retrieval_jax/config.py` declares every key. The run
-leaves everything in DIR, and the same command goes on after an interruption. Bad input ends with
-one sentence on standard error and exit code 2.
+leaves everything in DIR, and the same command goes on after an interruption; SIGTERM saves and ends
+with exit code 75. Bad input ends with one sentence on standard error and exit code 2.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from pathlib import Path
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from retrieval_jax.errors import UserError
+from retrieval_jax.errors import Interrupted, UserError
+from retrieval_jax.interruption import INTERRUPTED, MESSAGE, Interruption
 
 
 def parse(arguments: list[str]) -> tuple[ConfigDict, Path]:
@@ -81,17 +82,25 @@ def main(arguments: list[str]) -> int:
         return 0
     try:
         config, workdir = parse(arguments)
-        # JAX starts only now, so that a wrong command line is answered at once.
-        from retrieval_jax import pipeline
+        with Interruption() as interruption:
+            # JAX starts only now, so that a wrong command line is answered at once.
+            from retrieval_jax import pipeline
+            from retrieval_jax.config import check_hosts
+            from retrieval_jax.hosts import meeting
 
-        pipeline.run(config, workdir, arguments, started=started)
+            check_hosts(config)
+            with meeting(**config.distributed):
+                pipeline.run(config, workdir, arguments, started=started, interruption=interruption)
+                print(f"report: {workdir / 'report.html'}")
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except Interrupted:
+        print(MESSAGE, file=sys.stderr)
+        return INTERRUPTED
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on after the last epoch", file=sys.stderr)
+        print("interrupted; the same command goes on from its last save", file=sys.stderr)
         return 130
-    print(f"report: {workdir / 'report.html'}")
     return 0
 
 

@@ -2,37 +2,42 @@
 
 from __future__ import annotations
 
-import shlex
 import time
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from retrieval_jax import config as configuration
-from retrieval_jax import devices, evaluation, provenance, sharded
+from retrieval_jax import devices, evaluation, hosts, sharded
+from retrieval_jax.build import build_recipe, load_images
 from retrieval_jax.compilation import keep_programs
 from retrieval_jax.data.images import ImageSet, LazyImages, view
 from retrieval_jax.data.split import Split, split
-from retrieval_jax.kmeans import KMeansResult, predict
+from retrieval_jax.errors import Interrupted, UserError
+from retrieval_jax.interruption import Interruption
+from retrieval_jax.kmeans import predict
 from retrieval_jax.models import AutoEncoder, unit_norm
 from retrieval_jax.progress import say
 from retrieval_jax.randomness import key_for
+from retrieval_jax.ranking import Neighbours
 from retrieval_jax.report.write import write_figures, write_report
+from retrieval_jax.results import left_out, of_clustering, of_provenance, of_training
+from retrieval_jax.stages import kept, read_results
 from retrieval_jax.training.checkpoints import Checkpoints
 from retrieval_jax.training.feed import DataSet
 from retrieval_jax.training.logs import MetricLog
 from retrieval_jax.training.loop import Watch, train
 from retrieval_jax.training.step import TrainState, as_float
-from retrieval_jax.workdir import claim, open_workdir, write_arrays, write_json
+from retrieval_jax.workdir import checksum, claim, open_workdir, write_json, writing
 
 STAGES = ("data", "train", "embed", "cluster", "score", "rank", "report")
 
@@ -44,38 +49,43 @@ class Embeddings(NamedTuple):
     queries: np.ndarray
 
 
-class Clusters(NamedTuple):
-    """k-means on the gallery, and the cluster int32 [q] predicted for each query."""
-
-    gallery: KMeansResult
-    queries: np.ndarray
-
-
 def run(
-    config: ConfigDict, workdir: Path, arguments: list[str], *, started: float | None = None
+    config: ConfigDict,
+    workdir: Path,
+    arguments: list[str],
+    *,
+    started: float | None = None,
+    interruption: Interruption | None = None,
 ) -> dict[str, Any]:
     """Does everything that the config says and leaves it in the workdir.
 
-    The same call on a workdir that an interrupted run left goes on after its last epoch, and ends
-    with the same numbers.
+    The same call on a workdir that an interrupted run left goes on where that one was: inside an
+    epoch from its last save, after it with the stage that was not done; on any number of devices
+    and hosts. It ends with the same numbers. A finished run is left as it is.
 
     Args:
       config: as `retrieval_jax.config.default` has it.
-      workdir: made if it isn't there.
+      workdir: made if it isn't there. With several processes the first alone reads and writes it.
       arguments: of the command line, for the record.
       started: `time.perf_counter()` when the command began, if it was before this call.
+      interruption: asked whether to stop; by default never.
 
     Returns:
       What `results.json` holds.
 
     Raises:
       UserError: a sentence on what is wrong with the config, the data or the workdir.
+      Interrupted: the run was told to stop, and can go on.
     """
     started = time.perf_counter() if started is None else started
+    interruption = interruption or Interruption()
     configuration.check(config)
     keep_programs(config.compilation_cache)
-    open_workdir(workdir)
-    claim(workdir, "config.json", config.to_dict())
+    if hosts.is_first():
+        open_workdir(workdir)
+        # Where the processes meet may change from start to start.
+        claimed = config.to_dict() | {"distributed": None}
+        claim(workdir, "config.json", claimed)
     seconds: dict[str, float] = {}
     first_step: list[float] = []  # seconds to it, where this call trains
 
@@ -84,75 +94,92 @@ def run(
         say(f"  first step after {first_step[0]:.1f} s")
 
     with tqdm(total=len(STAGES), disable=None, leave=False) as bar:
-        stage = partial(_stage, bar, seconds)
+        stage = partial(_stage, bar, seconds, interruption)
         with stage("data"):
             data, parts, classes = load(config)
-            claim(workdir, "data.json", _fingerprint(data))
+            _claim_data(workdir, data)
             say(f"  {data.description}")
-        with stage("train"):
-            model, state, history = fit(config, workdir, data, parts, classes, tell_first_step)
-        # Of all epochs, those before an interruption included.
-        seconds["train"] = sum(row["seconds"] for row in history)
+        finished = hosts.from_first(read_results(workdir) if hosts.is_first() else None)
+        if finished is not None:
+            say("this run is complete")
+            return finished
+        with stage("train"), interruption.deferred() as asked_to_stop:
+            model, state, history = fit(
+                config, workdir, data, parts, classes, tell_first_step, asked_to_stop
+            )
+            # Of all epochs, those before an interruption included.
+            seconds["train"] = sum(row["seconds"] for row in history)
         with stage("embed"):
-            embeddings = embed_all(config, model, state, data, parts)
-            write_arrays(workdir / "embeddings.npz", **embeddings._asdict())
+            arrays, seconds["embed"] = kept(
+                workdir / "embeddings.npz",
+                checksum(state.variables),
+                lambda: embed_all(config, model, state, data, parts)._asdict(),
+            )
+            embeddings = Embeddings(**arrays)
         with stage("cluster"):
-            clusters = cluster(config, embeddings)
+            clusters, seconds["cluster"] = kept(
+                workdir / "clusters.npz", checksum(arrays), lambda: cluster(config, embeddings)
+            )
         with stage("score"):
             scores = clustering_scores(data, parts, clusters)
         with stage("rank"):
-            ranking = evaluation.rank(
-                embeddings.queries,
-                clusters.queries,
-                embeddings.gallery,
-                clusters.gallery.labels,
-                clusters.gallery.centroids,
-                config.retrieval.neighbours,
+            neighbours, seconds["rank"] = kept(
+                workdir / "neighbours.npz",
+                checksum([arrays, clusters]),
+                lambda: rank(config, parts, embeddings, clusters),
             )
-            _write_neighbours(workdir, parts, clusters, ranking)
-            retrieval = retrieval_scores(data, parts, ranking)
+            retrieval = retrieval_scores(data, parts, neighbours)
         with stage("report"):
-            figures = write_figures(
-                workdir,
-                config,
-                history=history,
-                data=data,
-                parts=parts,
-                embeddings=embeddings.gallery,
-                reconstructions=reconstruct_examples(config, model, state, data, parts),
-                neighbours=np.asarray(ranking.cluster.indices),
-            )
-        results = {
+            reconstructions = reconstruct_examples(config, model, state, data, parts)
+            if hosts.is_first():
+                figures = write_figures(
+                    workdir,
+                    config,
+                    history=history,
+                    data=data,
+                    parts=parts,
+                    embeddings=embeddings.gallery,
+                    reconstructions=reconstructions,
+                    neighbours=neighbours["cluster_indices"],
+                )
+        results: dict[str, Any] = {
             "format": 1,
             "name": config.name,
             "seconds": seconds,
-            "training": _training_results(config, state, history)
+            "training": of_training(config, state, history)
             | {"first_step": next(iter(first_step), None)},
-            "clustering": _clustering_results(config, clusters) | scores,
+            "clustering": of_clustering(config, clusters) | scores,
             "retrieval": retrieval,
-            "left_out": _left_out(config, data, parts),
-            "provenance": _provenance(config, data, parts, arguments),
+            "left_out": left_out(config, data, parts),
+            "provenance": of_provenance(config, data, parts, arguments),
         }
-        write_json(workdir / "results.json", results)
-        write_report(workdir, results, figures)
+        if hosts.is_first():
+            with writing(workdir):
+                write_report(workdir, results, figures)
+            write_json(workdir / "results.json", results)  # last: with it the run is complete
     return results
 
 
 @contextmanager
-def _stage(bar: tqdm, seconds: dict[str, float], name: str) -> Iterator[None]:
+def _stage(
+    bar: tqdm, seconds: dict[str, float], interruption: Interruption, name: str
+) -> Iterator[None]:
+    if interruption.asked():
+        raise Interrupted
     bar.set_description(name)
     if bar.disable:
         say(f"{name} …")
     start = time.perf_counter()
     yield
-    seconds[name] = time.perf_counter() - start
-    say(f"{name} done in {seconds[name]:.1f} s")
+    elapsed = time.perf_counter() - start
+    seconds.setdefault(name, elapsed)  # a stage that an earlier start did has set its own
+    say(f"{name} done in {elapsed:.1f} s")
     bar.update()
 
 
 def load(config: ConfigDict) -> tuple[ImageSet, Split, int]:
     """The images, their split, and the number of classes, 0 without labels."""
-    data = configuration.load_images(config)
+    data = load_images(config)
     parts = split(
         data.labels,
         len(data.images),
@@ -165,6 +192,15 @@ def load(config: ConfigDict) -> tuple[ImageSet, Split, int]:
         config, data.images.shape[1:], classes, len(parts.fit), len(parts.gallery)
     )
     return data, parts, classes
+
+
+def _claim_data(workdir: Path, data: ImageSet) -> None:
+    """Refuses other images than those that the run began with, on any host."""
+    fingerprint = _fingerprint(data)
+    if hosts.is_first():
+        claim(workdir, "data.json", fingerprint)
+    if hosts.from_first(fingerprint) != fingerprint:
+        raise UserError("the data is not what process 0 has; give every host the same")
 
 
 def _fingerprint(data: ImageSet) -> dict[str, Any]:
@@ -189,12 +225,13 @@ def fit(
     parts: Split,
     classes: int,
     first_step: Callable[[], None] = lambda: None,
+    asked_to_stop: Callable[[], bool] = lambda: False,
 ) -> tuple[AutoEncoder, TrainState, list[dict]]:
     """Trains, or takes up what the workdir holds: the model, its state, a row an epoch.
 
     `first_step` is called after the first step, where there is one to do.
     """
-    recipe = configuration.build_recipe(config, data.images.shape[3], classes, len(parts.fit))
+    recipe = build_recipe(config, data.images.shape[3], classes, len(parts.fit))
     labels = np.zeros(len(data.images), np.int32) if data.labels is None else data.labels
     fit, validation = (
         DataSet(
@@ -202,9 +239,11 @@ def fit(
         )
         for rows in (parts.fit, parts.validation)
     )
-    checkpoints = Checkpoints(workdir / "checkpoints")
+    checkpoints = Checkpoints(workdir / "checkpoints", config.training.checkpoint_seconds)
     watch = Watch(first_step, workdir / "profile", config.training.profile_steps)
-    state, history = train(recipe, fit, validation, checkpoints, partial(MetricLog, workdir), watch)
+    state, history = train(
+        recipe, fit, validation, checkpoints, partial(MetricLog, workdir), watch, asked_to_stop
+    )
     return recipe.model, state, history
 
 
@@ -238,9 +277,14 @@ def reconstruct_examples(
     return devices.map_rows(reconstruct, variables, images, len(images))
 
 
-def cluster(config: ConfigDict, embeddings: Embeddings) -> Clusters:
-    """Groups the gallery by k-means and predicts the cluster of each query."""
-    result = sharded.kmeans(
+def cluster(config: ConfigDict, embeddings: Embeddings) -> dict[str, np.ndarray]:
+    """Groups the gallery by k-means and predicts the cluster of each query.
+
+    Returns:
+      "gallery" int32 [n] and "queries" int32 [q], the cluster of each, and of `KMeansResult`
+      "centroids", "inertia", "iterations" and "converged".
+    """
+    found = sharded.kmeans(
         key_for(config.seed, "k-means"),
         embeddings.gallery,
         config.clustering.k,
@@ -248,114 +292,72 @@ def cluster(config: ConfigDict, embeddings: Embeddings) -> Clusters:
         max_iterations=config.clustering.max_iterations,
         tolerance=config.clustering.tolerance,
     )
-    result = jax.tree.map(np.asarray, result)
-    return Clusters(result, np.asarray(predict(embeddings.queries, result.centroids)))
+    found = jax.tree.map(np.asarray, found)
+    return {
+        "gallery": found.labels,
+        "queries": np.asarray(predict(embeddings.queries, found.centroids)),
+        "centroids": found.centroids,
+        "inertia": found.inertia,
+        "iterations": found.iterations,
+        "converged": found.converged,
+    }
 
 
 def clustering_scores(
-    data: ImageSet, parts: Split, clusters: Clusters
+    data: ImageSet, parts: Split, clusters: dict[str, np.ndarray]
 ) -> dict[str, dict[str, float]]:
     """NMI, RI and ARI on gallery and queries; nothing without labels."""
     if data.labels is None:
         return {}
     return {
-        "gallery": evaluation.clustering_scores(
-            data.labels[parts.gallery], clusters.gallery.labels
-        ),
-        "queries": evaluation.clustering_scores(data.labels[parts.queries], clusters.queries),
+        "gallery": evaluation.clustering_scores(data.labels[parts.gallery], clusters["gallery"]),
+        "queries": evaluation.clustering_scores(data.labels[parts.queries], clusters["queries"]),
     }
 
 
-def retrieval_scores(data: ImageSet, parts: Split, ranking: evaluation.Ranking) -> dict[str, Any]:
+def rank(
+    config: ConfigDict, parts: Split, embeddings: Embeddings, clusters: dict[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """The neighbours of each query, in its cluster and in the whole gallery.
+
+    Returns:
+      "cluster_indices" and "exhaustive_indices" int32 [q, k], positions in "gallery", whose values,
+      like those of "queries", are rows of the data; "cluster_distances" and "exhaustive_distances".
+    """
+    ranking = evaluation.rank(
+        embeddings.queries,
+        clusters["queries"],
+        embeddings.gallery,
+        clusters["gallery"],
+        clusters["centroids"],
+        config.retrieval.neighbours,
+    )
+    return {
+        "queries": parts.queries,
+        "gallery": parts.gallery,
+        **{
+            f"{kind}_{name}": array
+            for kind, found in ranking._asdict().items()
+            for name, array in found._asdict().items()
+        },
+    }
+
+
+def retrieval_scores(
+    data: ImageSet, parts: Split, neighbours: dict[str, np.ndarray]
+) -> dict[str, Any]:
     """Precision, mAP and the share of neighbours kept; without labels the share alone."""
+    ranking = evaluation.Ranking(
+        *(
+            Neighbours(*(jnp.asarray(neighbours[f"{kind}_{name}"]) for name in Neighbours._fields))
+            for kind in evaluation.Ranking._fields
+        )
+    )
     scores: dict[str, Any] = {}
     if data.labels is not None:
         truth = data.labels[parts.queries], data.labels[parts.gallery]
         scores = {
-            "cluster": evaluation.retrieval_scores(ranking.cluster, *truth),
-            "exhaustive": evaluation.retrieval_scores(ranking.exhaustive, *truth),
+            kind: evaluation.retrieval_scores(found, *truth)
+            for kind, found in ranking._asdict().items()
         }
     return scores | {"kept": evaluation.kept(ranking)}
-
-
-def _write_neighbours(
-    workdir: Path, parts: Split, clusters: Clusters, ranking: evaluation.Ranking
-) -> None:
-    """Indices are positions in `gallery`, whose values, like `queries`', are rows of the data."""
-    write_arrays(
-        workdir / "neighbours.npz",
-        queries=parts.queries,
-        gallery=parts.gallery,
-        query_clusters=clusters.queries,
-        gallery_clusters=clusters.gallery.labels,
-        centroids=clusters.gallery.centroids,
-        cluster_indices=ranking.cluster.indices,
-        cluster_distances=ranking.cluster.distances,
-        exhaustive_indices=ranking.exhaustive.indices,
-        exhaustive_distances=ranking.exhaustive.distances,
-    )
-
-
-def _training_results(config: ConfigDict, state: TrainState, history: list[dict]) -> dict[str, Any]:
-    trainable, statistics = (
-        sum(leaf.size for leaf in jax.tree.leaves(tree))
-        for tree in (state.params, state.batch_stats)
-    )
-    return {
-        "epochs": config.training.epochs,
-        "parameters": trainable + statistics,
-        "trainable_parameters": trainable,
-        "history": history,
-    }
-
-
-def _clustering_results(config: ConfigDict, clusters: Clusters) -> dict[str, Any]:
-    result = clusters.gallery
-    return {
-        "k": config.clustering.k,
-        "inertia": float(result.inertia),
-        "iterations": int(result.iterations),
-        "converged": bool(result.converged),
-        "sizes": np.bincount(result.labels, minlength=config.clustering.k).tolist(),
-    }
-
-
-def _left_out(config: ConfigDict, data: ImageSet, parts: Split) -> list[str]:
-    left_out = []
-    if data.labels is None:
-        left_out.append(
-            "NMI, RI, ARI, precision and mAP, and the marks in the figures: the data has no labels."
-        )
-    if len(parts.validation) == 0:
-        left_out.append("Validation losses: data.validation_fraction leaves no images for them.")
-    if len(parts.gallery) > config.report.tsne_points:
-        left_out.append(
-            f"t-SNE shows {config.report.tsne_points:,} of the {len(parts.gallery):,} gallery "
-            "embeddings, sampled by the seed (report.tsne_points)."
-        )
-    return left_out
-
-
-def _provenance(
-    config: ConfigDict, data: ImageSet, parts: Split, arguments: list[str]
-) -> dict[str, Any]:
-    return {
-        "command": shlex.join(["python", "-m", "retrieval_jax.main", *arguments]),
-        "config": config.to_dict(),
-        "versions": provenance.versions(),
-        "device": provenance.device(),
-        "peak_memory_mb": provenance.peak_memory_mb(),
-        "seed": config.seed,
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "data": {
-            "description": data.description,
-            "images": len(data.images),
-            "gallery": len(parts.gallery),
-            "fit": len(parts.fit),
-            "validation": len(parts.validation),
-            "queries": len(parts.queries),
-            "image_shape": list(data.images.shape[1:]),
-            "class_names": list(data.class_names),
-            "skipped": list(data.skipped),
-        },
-    }

@@ -1,6 +1,7 @@
-"""k-means and exhaustive search with the rows shared by all devices.
+"""k-means and search with the rows shared by all devices of all hosts.
 
 Arrays of one device's size or larger: each device gets its part of the rows straight from the host.
+Every process gives the same arrays, and gets the same results.
 """
 
 from __future__ import annotations
@@ -9,17 +10,20 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jax.typing import ArrayLike
 
-from retrieval_jax import devices, ranking
+from retrieval_jax import cluster_index, devices, ranking
 from retrieval_jax import kmeans as single_kmeans
 from retrieval_jax.distances import matrix
 from retrieval_jax.kmeans.points import check_weights
 from retrieval_jax.kmeans.seeding import BLOCK
 from retrieval_jax.ranking.neighbours import checked_mask
+from retrieval_jax.ranking.tiles import Found, least_of_all
 
 _ROWS = P(devices.AXIS)
 
@@ -33,7 +37,7 @@ def kmeans(
     initial_centroids: ArrayLike | None = None,
     **options: Any,
 ) -> single_kmeans.KMeansResult:
-    """As `retrieval_jax.kmeans.kmeans`, over all local devices.
+    """As `retrieval_jax.kmeans.kmeans`, over all devices.
 
     The seeds are one device's; centroids and inertia agree with one device's to float32 rounding.
 
@@ -67,10 +71,10 @@ def kmeans(
     if initial_centroids is not None:
         initial_centroids = matrix(initial_centroids, "initial_centroids")
     # Whole blocks on each device, so that the seeding draws from the same ones.
-    points = matrix(_shared(mesh, points, BLOCK), "points")
-    weights = _shared(mesh, weights, BLOCK)
+    points = matrix(_shared(mesh, _float(points), BLOCK), "points")
+    weights = _shared(mesh, np.asarray(weights), BLOCK)
     found = _kmeans(mesh, k, tuple(options.items()), key, points, weights, initial_centroids)
-    return found._replace(labels=found.labels[:n])
+    return found._replace(labels=devices.on_host(found.labels)[:n])
 
 
 def nearest(
@@ -81,7 +85,7 @@ def nearest(
     mask: ArrayLike | None = None,
     **options: Any,
 ) -> ranking.Neighbours:
-    """As `retrieval_jax.ranking.nearest`, with the gallery shared by all local devices.
+    """As `retrieval_jax.ranking.nearest`, with the gallery shared by all devices.
 
     Every device searches its rows for all queries; the best of all are kept. The neighbours are
     those of one device.
@@ -106,17 +110,73 @@ def nearest(
     mesh, n = devices.mesh(), len(gallery)  # type: ignore[arg-type]
     if mesh.size == 1:
         return ranking.nearest(queries, gallery, k, mask=mask, **options)
-    mask = checked_mask(mask, n)
-    queries, gallery = matrix(queries, "queries"), matrix(_shared(mesh, gallery, 1), "gallery")
+    mask = np.asarray(checked_mask(mask, n))
+    queries = matrix(queries, "queries")
+    gallery = matrix(_shared(mesh, _float(gallery), 1), "gallery")
     return _nearest(mesh, k, tuple(options.items()), queries, gallery, _shared(mesh, mask, 1))
 
 
-def _shared(mesh: Mesh, array: ArrayLike, block: int) -> jax.Array:
-    """The array with rows of zeros added, so that all devices get as many whole blocks."""
-    rows = np.asarray(array)
-    padding = -len(rows) % (mesh.size * block)
-    rows = np.pad(rows, ((0, padding), *((0, 0) for _ in rows.shape[1:])))
-    return jax.device_put(rows, NamedSharding(mesh, _ROWS))
+def search_cells(
+    queries: ArrayLike,
+    cells: ArrayLike,
+    gallery: ArrayLike,
+    labels: ArrayLike,
+    centroids: ArrayLike,
+    k: int,
+) -> ranking.Neighbours:
+    """As `retrieval_jax.cluster_index.search_cells`, with the gallery shared by all devices.
+
+    Every device groups its rows by cell and searches them for all queries; the best of all are
+    kept. The neighbours are those of one device.
+
+    Args:
+      queries: [q, d].
+      cells: int [q, probes], the cells to search for each query, none twice.
+      gallery: [n, d] on the host or anywhere.
+      labels: int [n], the cell of each row.
+      centroids: [cells, d].
+      k: neighbours a query, ≥ 1.
+
+    Returns:
+      `Neighbours`.
+
+    Raises:
+      ValueError: as `retrieval_jax.cluster_index.group` and `search_cells`.
+
+    Example:
+      >>> gallery, centroids = [[0.0], [9.0], [1.0]], [[0.5], [9.0]]
+      >>> search_cells([[1.5]], [[0]], gallery, [0, 1, 0], centroids, k=2).indices.tolist()
+      [[2, 0]]
+    """
+    mesh = devices.mesh()
+    if mesh.size == 1:
+        index = cluster_index.group(gallery, labels, centroids)
+        return cluster_index.search_cells(index, queries, cells, k)
+    labels, centroids = np.asarray(labels), np.asarray(centroids, np.float32)
+    # A cell of its own for the rows that make the shards equal; nobody searches it.
+    padded = np.concatenate([centroids, centroids[:1]])
+    gallery = matrix(_shared(mesh, _float(gallery), 1), "gallery")
+    labels = _shared(mesh, labels, 1, fill=len(centroids))
+    return _search_cells(mesh, k, queries, cells, padded, gallery, labels)
+
+
+def _float(rows: ArrayLike) -> np.ndarray:
+    """The rows as the devices get them: float32, or bfloat16 where they are that already."""
+    array = np.asarray(rows)
+    return array if array.dtype == jnp.bfloat16 else array.astype(np.float32, copy=False)
+
+
+def _shared(mesh: Mesh, rows: np.ndarray, block: int, fill: int = 0) -> jax.Array:
+    """The array with rows of `fill` added, so that all devices get as many whole blocks."""
+    n = len(rows)
+    shape = (n + -n % (mesh.size * block), *rows.shape[1:])
+
+    def part(index: Any) -> np.ndarray:
+        first, stop, _ = index[0].indices(shape[0])
+        padding = ((0, stop - max(first, min(stop, n))), *((0, 0) for _ in shape[1:]))
+        return np.pad(rows[first:stop], padding, constant_values=fill)
+
+    return jax.make_array_from_callback(shape, NamedSharding(mesh, _ROWS), part)
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
@@ -154,3 +214,22 @@ def _nearest(mesh, k, options, queries, gallery, mask) -> ranking.Neighbours:
     return jax.shard_map(
         search, mesh=mesh, in_specs=(P(), _ROWS, _ROWS), out_specs=P(), check_vma=False
     )(queries, gallery, mask)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _search_cells(mesh, k, queries, cells, centroids, gallery, labels) -> ranking.Neighbours:
+    def search(queries, cells, centroids, gallery, labels):
+        index = cluster_index.group(gallery, labels, centroids)
+        found = cluster_index.search_cells(index, queries, cells, k)
+        first = lax.axis_index(devices.AXIS) * len(gallery)
+        indices = jnp.where(found.indices < 0, -1, found.indices + first)
+        best = least_of_all(Found(found.distances, indices), k, devices.AXIS)
+        return ranking.Neighbours(best.indices, best.costs)
+
+    return jax.shard_map(
+        search,
+        mesh=mesh,
+        in_specs=(P(), P(), P(), _ROWS, _ROWS),
+        out_specs=P(),
+        check_vma=False,
+    )(queries, cells, centroids, gallery, labels)

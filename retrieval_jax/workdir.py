@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import jax
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -81,11 +83,45 @@ def write_arrays(path: Path, **arrays: ArrayLike) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file to write that takes the place of `path` once it is whole."""
+    """A file to write that takes the place of `path` once it is whole.
+
+    Raises:
+      UserError: it can't be written.
+    """
     temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
-        yield file
-    temporary.replace(path)
+    with writing(path):
+        with temporary.open("wb") as file:
+            yield file
+        temporary.replace(path)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Around what writes a file or in a directory: where that fails, one sentence says so.
+
+    Raises:
+      UserError: the disk is full, the directory is gone, or any other `OSError`.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{str(path)!r} can't be written ({error.strerror or error}); mend that, and the same "
+            "command goes on from here"
+        ) from error
+
+
+def checksum(tree: Any) -> int:
+    """CRC-32 of all arrays of a tree, in their order.
+
+    Example:
+      >>> checksum([np.zeros(2), np.ones(3)]) == checksum([np.zeros(2), np.zeros(3)])
+      False
+    """
+    value = 0
+    for leaf in jax.tree.leaves(tree):
+        value = zlib.crc32(np.ascontiguousarray(leaf).data, value)
+    return value
 
 
 def _leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

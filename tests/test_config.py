@@ -9,7 +9,8 @@ import optax
 import pytest
 
 from retrieval_jax import config as configuration
-from retrieval_jax.config import build_recipe, check, check_against_data, default
+from retrieval_jax.build import build_recipe
+from retrieval_jax.config import check, check_against_data, check_hosts, default
 from retrieval_jax.errors import UserError
 from retrieval_jax.main import parse
 from retrieval_jax.training.checkpoints import Checkpoints
@@ -246,3 +247,34 @@ def test_every_key_of_the_reference_says_what_it_is():
     body = source.split("def default()")[1].split("return c.lock()")[0]
     keys = [line for line in body.splitlines() if " = " in line and "ConfigDict()" not in line]
     assert len(keys) > 30 and all("  # " in line for line in keys)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        ({"processes": 2}, "distributed.processes is 2 but distributed.coordinator is not set"),
+        ({"process": 0}, "distributed.process is 0 but distributed.coordinator is not set"),
+        ({"coordinator": "host"}, "distributed.coordinator must be HOST:PORT, got 'host'"),
+        ({"coordinator": ":80"}, "must be HOST:PORT"),
+        ({"coordinator": "host:70000"}, "must be HOST:PORT"),
+        ({"coordinator": "host:80"}, "distributed.processes must be at least 1, got 0"),
+        ({"coordinator": "host:80", "processes": 2}, "process must be from 0 to 1, .* got -1"),
+        ({"coordinator": "host:80", "processes": 2, "process": 2}, "from 0 to 1, .* got 2"),
+        (
+            {"coordinator": "host:80", "processes": 1, "process": 0, "timeout": 0},
+            "distributed.timeout must be at least 1",
+        ),
+    ],
+)
+def test_hosts_that_cannot_meet_are_refused(overrides, says):
+    c = default()
+    c.distributed.update(overrides)
+    with pytest.raises(UserError, match=says):
+        check_hosts(c)
+
+
+def test_one_host_and_many_are_accepted():
+    c = default()
+    check_hosts(c)
+    c.distributed.update(coordinator="[::1]:80", processes=2, process=1)
+    check_hosts(c)

@@ -16,7 +16,7 @@ from scipy.special import log_softmax
 from retrieval_jax import devices
 from retrieval_jax.augment import random_shift
 from retrieval_jax.data.images import LazyImages, view
-from retrieval_jax.errors import UserError
+from retrieval_jax.errors import Interrupted, UserError
 from retrieval_jax.models import AutoEncoder, Decoder, Encoder, Head
 from retrieval_jax.objective import Batch, classification_term, reconstruction_term
 from retrieval_jax.randomness import key_for
@@ -174,10 +174,10 @@ def data_set(count, seed=0):
     return DataSet(images, generator.integers(0, 3, count).astype(np.int32))
 
 
-def train_in(workdir, recipe, fit, validation):
+def train_in(workdir, recipe, fit, validation, **options):
     workdir.mkdir(exist_ok=True)
     checkpoints = Checkpoints(workdir / "checkpoints")
-    return train(recipe, fit, validation, checkpoints, partial(MetricLog, workdir))
+    return train(recipe, fit, validation, checkpoints, partial(MetricLog, workdir), **options)
 
 
 def test_the_loop_resumes_to_the_same_bits(tmp_path):
@@ -197,6 +197,47 @@ def test_the_loop_resumes_to_the_same_bits(tmp_path):
     assert [json.loads(line) for line in written] == resumed_history
     assert list(history[0]["fit"]) == ["loss", "reconstruction", "classification"]
     assert list(history[0]["validation"])[-1] == "accuracy"
+
+
+@pytest.mark.parametrize(("steps_per_call", "streaming"), [(1, False), (1, True), (2, False)])
+def test_it_stops_inside_an_epoch_and_ends_with_the_same_bits(tmp_path, steps_per_call, streaming):
+    fit, validation = data_set(43), data_set(7, seed=1)  # 5 steps an epoch
+    changed = recipe(epochs=2, steps_per_call=steps_per_call, streaming=streaming)
+    whole, history = train_in(tmp_path / "whole", changed, fit, validation)
+    starts, left = 0, [0]
+
+    def asked_to_stop():
+        left[0] -= 1
+        return left[0] == 0
+
+    while True:
+        left[0] = 2  # calls a start
+        try:
+            resumed, resumed_history = train_in(
+                tmp_path / "parts", changed, fit, validation, asked_to_stop=asked_to_stop
+            )
+            break
+        except Interrupted:
+            starts += 1
+            steps = [int(path.name) for path in (tmp_path / "parts" / "checkpoints").iterdir()]
+            # Two calls further; the last of an epoch is shorter.
+            assert max(steps) == ([2, 4, 6, 8] if steps_per_call == 1 else [4, 7])[starts - 1]
+    assert starts >= 2
+    for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(resumed), strict=True):
+        np.testing.assert_array_equal(a, b)
+    for row, resumed_row in zip(history, resumed_history, strict=True):
+        for part in ("fit", "validation"):
+            assert row[part] == resumed_row[part]
+
+
+def test_long_epochs_are_saved_inside(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "checkpoints", seconds=0)
+    saved = []
+    save = checkpoints.save
+    checkpoints.save = lambda state, *rest: saved.append(int(state.step)) or save(state, *rest)
+    log_to = partial(MetricLog, tmp_path)
+    train(recipe(epochs=2), data_set(27), data_set(0), checkpoints, log_to)
+    assert saved == [1, 2, 3, 4, 5, 6]
 
 
 def test_accumulation_and_averages_resume_to_the_same_bits_too(tmp_path):
@@ -418,11 +459,16 @@ def test_draws_do_not_depend_on_the_number_of_devices():
 def test_the_first_step_is_told_and_the_steps_after_it_are_traced(tmp_path):
     told = []
     watch = Watch(lambda: told.append(True), tmp_path / "profile", profile_steps=3)
-    for part in _parts(6, 1, watch), _parts(6, 2, watch), _parts(6, 6, None):
-        assert sorted(step for steps, _ in part for step in steps) == [
-            *range(0, 6, part[0][0].step)
-        ]
-    assert [list(steps) for steps, _ in _parts(6, 1, watch)] == [[0], [1, 2, 3], [4, 5]]
+    for steps in range(6), range(0, 6, 2), range(0, 6, 4), range(1, 6, 2), range(0, 6, 6):
+        parts = _parts(steps, watch)
+        assert sorted(step for part, _ in parts for step in part) == list(steps)
+        assert all(
+            min(6 - step, steps.step) == min(part.stop - step, part.step)
+            for part, _ in parts
+            for step in part
+        )
+    assert [list(part) for part, _ in _parts(range(6), watch)] == [[0], [1, 2, 3], [4, 5]]
+    assert [part for part, _ in _parts(range(6), None)] == [range(6)]
     workdir = tmp_path / "run"
     workdir.mkdir()
     checkpoints = Checkpoints(workdir / "checkpoints")
@@ -456,7 +502,7 @@ def test_a_loss_that_is_not_finite_stops_and_names_step_and_term(tmp_path, term,
         changed = recipe(objective=objective, steps_per_call=steps_per_call)
         train_in(tmp_path, changed, fit, data_set(4))
     state, kept = Checkpoints(tmp_path / "checkpoints").restore(random_state(optax.adam(1e-3)))
-    assert kept == history and state.step == 5
+    assert kept.history == history and state.step == 5
 
 
 def test_parameters_that_are_not_finite_are_never_saved(tmp_path):
@@ -465,7 +511,7 @@ def test_parameters_that_are_not_finite_are_never_saved(tmp_path):
     with pytest.raises(UserError, match="not finite (after|in the validation after) epoch 1"):
         train_in(tmp_path, recipe(optimizer=explode, epochs=1), fit, data_set(4))
     _, kept = Checkpoints(tmp_path / "checkpoints").restore(random_state(explode))
-    assert kept == []
+    assert kept.history == []
 
 
 def test_a_stream_trains_to_the_same_numbers(tmp_path):

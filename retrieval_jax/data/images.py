@@ -36,6 +36,11 @@ class LazyImages:
         """(n, h, w, c)."""
         return (len(self.rows), *self.image_shape)
 
+    @property
+    def dtype(self) -> np.dtype:
+        """uint8."""
+        return np.dtype(np.uint8)
+
     def __len__(self) -> int:
         return len(self.rows)
 

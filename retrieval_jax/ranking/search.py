@@ -14,7 +14,7 @@ from retrieval_jax.ranking.neighbours import (
     checked,
     checked_mask,
 )
-from retrieval_jax.ranking.tiles import Found, Setting, least, search
+from retrieval_jax.ranking.tiles import Setting, least_of_all, search
 
 
 def nearest(
@@ -95,7 +95,5 @@ def _nearest(queries, gallery, mask, axis_name, setting) -> Neighbours:
     else:
         first = lax.axis_index(axis_name) * len(gallery)
         part = search(queries, gallery, mask, first, setting)
-        # Side by side in the order of the shards, equal costs are in order of index.
-        gathered = [lax.all_gather(of, axis_name, axis=1, tiled=True) for of in part]
-        found = least(Found(*gathered), setting.k)
+        found = least_of_all(part, setting.k, axis_name)
     return Neighbours(found.indices, as_distances(found.costs, setting.metric))

@@ -1,57 +1,176 @@
-"""The one module that writes checkpoints: Orbax, one an epoch, the newest two kept."""
+"""The one module that writes checkpoints: Orbax, asynchronous, the newest two and the best kept."""
 
 from __future__ import annotations
 
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers
 
+from retrieval_jax import hosts
+from retrieval_jax.errors import UserError
+from retrieval_jax.progress import say
 from retrieval_jax.training.step import TrainState
+from retrieval_jax.workdir import checksum
+
+
+class Record(NamedTuple):
+    """What was measured up to a state; training goes on from these two."""
+
+    history: list[dict]  # a row for each whole epoch, see `MetricLog`
+    sums: dict[str, float]  # each term, added up over the steps of the epoch that is not whole
+    seconds: float  # that epoch has taken
 
 
 class Checkpoints:
-    """Train states and the rows of history up to them, saved asynchronously under `directory`."""
+    """Train states and their records under `directory`, a step each.
 
-    def __init__(self, directory: Path) -> None:
-        """Opens the directory, or makes it."""
-        options = ocp.CheckpointManagerOptions(max_to_keep=2)
-        self._manager = ocp.CheckpointManager(directory.absolute(), options=options)
+    With several processes the first alone writes and reads; the others get what it read.
+    """
 
-    def restore(self, like: TrainState) -> tuple[TrainState, list[dict]]:
-        """The newest checkpoint's state and history; `like` and [] where there is none.
+    def __init__(self, directory: Path, seconds: float = float("inf")) -> None:
+        """Opens the directory, or makes it; `seconds` is the time from a save until one is due."""
+        self._directory, self._seconds = directory.absolute(), seconds
+        self._last = time.monotonic()
+        self._manager: Any = self._open() if hosts.is_first() else None
+
+    def restore(self, like: TrainState) -> tuple[TrainState, Record]:
+        """The newest state that can be read, and its record; `like` and no record without any.
+
+        One that is truncated or damaged is set aside with a warning, and the one before is taken.
 
         Args:
           like: a state of the same structure, shapes and dtypes.
         """
-        epoch = self._manager.latest_step()
-        if epoch is None:
-            return like, []
-        shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, _fields(like))
-        restored = self._manager.restore(
-            epoch,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardRestore(shapes), history=ocp.args.JsonRestore()
-            ),
-        )
-        return like._replace(**restored.state), restored.history
+        found = self._newest_readable(like) if hosts.is_first() else None
+        record = hosts.from_first(found and found[1])
+        if record is None:
+            return like, Record([], {}, 0.0)
+        fields = found[0] if found else _fields(like)
+        leaves = {str(i): leaf for i, leaf in enumerate(jax.tree.leaves(fields))}
+        read = hosts.arrays_from_first(leaves) or leaves
+        fields = jax.tree.unflatten(jax.tree.structure(fields), read.values())
+        return like._replace(**fields), Record(**record)
 
-    def save(self, state: TrainState, history: list[dict]) -> None:
-        """Saves the state after `len(history)` epochs; returns before it is on disk."""
-        self._manager.save(
-            len(history),
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(_fields(state)), history=ocp.args.JsonSave(history)
-            ),
-        )
+    def save(self, state: TrainState, record: Record, loss: float | None = None) -> None:
+        """Saves a state on the host; returns before it is on disk.
+
+        Args:
+          state: NumPy arrays.
+          record: what belongs to it.
+          loss: by which the best is kept; None for a state inside an epoch.
+
+        Raises:
+          UserError: this save or the one before can't be written.
+        """
+        self._last = time.monotonic()
+        if self._manager is None:
+            return
+        fields = _fields(state)
+        with self._writing():
+            self._manager.save(
+                int(state.step),
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(fields),
+                    record=ocp.args.JsonSave(
+                        record._asdict() | {"checksum": _checksum(fields, record)}
+                    ),
+                ),
+                metrics=None if loss is None else {"loss": loss},
+            )
+
+    def due(self) -> bool:
+        """Whether the last save, or the start, is long enough ago."""
+        return time.monotonic() - self._last >= self._seconds
 
     def close(self) -> None:
-        """Waits for the last save."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+        """Waits for the last save.
+
+        Raises:
+          UserError: it can't be written.
+        """
+        if self._manager is not None:
+            with self._writing():
+                self._manager.wait_until_finished()
+                self._manager.close()
+
+    def _open(self) -> ocp.CheckpointManager:
+        policies = checkpoint_managers
+        with self._writing():
+            self._directory.mkdir(parents=True, exist_ok=True)
+            return ocp.CheckpointManager(
+                self._directory,
+                options=ocp.CheckpointManagerOptions(
+                    create=False,
+                    preservation_policy=policies.AnyPreservationPolicy(
+                        [
+                            policies.LatestN(2),
+                            # The last of ascending order is the best.
+                            policies.BestN(
+                                n=1,
+                                get_metric_fn=lambda metrics: -metrics["loss"],
+                                keep_checkpoints_without_metrics=False,
+                            ),
+                        ]
+                    ),
+                    cleanup_tmp_directories=True,  # of a save that was killed
+                    multiprocessing_options=ocp.options.MultiprocessingOptions(
+                        primary_host=0, active_processes={0}, barrier_sync_key_prefix="first"
+                    )
+                    if jax.process_count() > 1
+                    else ocp.options.MultiprocessingOptions(),
+                ),
+            )
+
+    def _newest_readable(self, like: TrainState) -> tuple[dict[str, Any], dict[str, Any]] | None:
+        shapes = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), _fields(like))
+        asked = ocp.args.Composite(
+            state=ocp.args.StandardRestore(shapes), record=ocp.args.JsonRestore()
+        )
+        while (step := self._manager.latest_step()) is not None:
+            try:
+                restored = self._manager.restore(step, args=asked)
+                record = dict(restored.record)
+                if record.pop("checksum") != _checksum(restored.state, Record(**record)):
+                    raise ValueError("its checksum is another")
+                return restored.state, record
+            except Exception as error:  # Orbax and TensorStore have many for what is damaged
+                self._set_aside(step, error)
+        return None
+
+    def _set_aside(self, step: int, error: Exception) -> None:
+        aside = self._directory.with_name("damaged") / f"{step}-{time.time_ns()}"
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        say(f"  checkpoint {step} can't be read ({reason}); it is set aside as {aside}")
+        with self._writing():
+            aside.parent.mkdir(exist_ok=True)
+            (self._directory / str(step)).rename(aside)
+            self._manager.reload()
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # Orbax, TensorStore and the system each have their own
+            reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+            raise UserError(
+                f"{str(self._directory)!r} can't be written ({reason}); make room or mend it, and "
+                "the same command goes on from the last checkpoint"
+            ) from error
 
 
 def _fields(state: TrainState) -> dict[str, Any]:
     """What the state has: Orbax would look for a field that is None."""
     return {name: value for name, value in state._asdict().items() if value is not None}
+
+
+def _checksum(fields: dict[str, Any], record: Record) -> int:
+    text = json.dumps(record, sort_keys=True).encode()
+    return checksum([np.frombuffer(text, np.uint8), fields])

@@ -30,16 +30,15 @@ def streamed(
 
     Args:
       data: the whole set.
-      order: int [steps, batch], rows of the set; -1 pads.
+      order: int [steps, batch], rows of the set that this process' devices take; -1 pads.
       start: the first step to yield.
 
     Yields:
       A data set of one batch, [devices, batch / devices, …], and the order [devices, 1, batch /
       devices] in which it lies there, -1 where the batch is padded.
     """
-    # Where several hosts train, each would keep the columns of `order` that its own devices take.
     steps, batch = order.shape
-    places = np.arange(batch // devices.count(), dtype=np.int32)
+    places = np.arange(batch // devices.local_count(), dtype=np.int32)
 
     def on_host() -> Iterator[tuple[DataSet, np.ndarray]]:
         images = batches(data.images, order.ravel(), batch, start)

@@ -8,15 +8,21 @@ from pathlib import Path
 
 from tensorboardX import SummaryWriter
 
+from retrieval_jax import hosts
+
 
 class MetricLog:
     """Writes each epoch's row to `metrics.jsonl` and to event files under `tensorboard/`.
 
-    A row is {"epoch", "step", "seconds", "fit": {name: mean}, "validation": {name: mean}}.
+    A row is {"epoch", "step", "seconds", "fit": {name: mean}, "validation": {name: mean}}. With
+    several processes the first alone writes.
     """
 
     def __init__(self, workdir: Path, history: list[dict]) -> None:
         """Starts the log at `history`: the rows that a resumed run has, [] for a new one."""
+        self._events = None
+        if not hosts.is_first():
+            return
         self._path = workdir / "metrics.jsonl"
         self._path.write_text("".join(json.dumps(row) + "\n" for row in history))
         # purge_step hides what an interrupted run wrote after its last checkpoint.
@@ -25,6 +31,8 @@ class MetricLog:
 
     def write(self, row: dict) -> None:
         """Appends one epoch's row to both files."""
+        if self._events is None:
+            return
         with self._path.open("a") as file:
             file.write(json.dumps(row) + "\n")
         for name, value in _scalars(row):
@@ -33,7 +41,8 @@ class MetricLog:
 
     def close(self) -> None:
         """Closes the event file."""
-        self._events.close()
+        if self._events is not None:
+            self._events.close()
 
 
 def _scalars(row: dict) -> Iterator[tuple[str, float]]:

@@ -15,11 +15,11 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from retrieval_jax import devices
-from retrieval_jax.errors import UserError
+from retrieval_jax.errors import Interrupted, UserError
 from retrieval_jax.objective import TOTAL
 from retrieval_jax.progress import Progress, say
 from retrieval_jax.randomness import key_for
-from retrieval_jax.training.checkpoints import Checkpoints
+from retrieval_jax.training.checkpoints import Checkpoints, Record
 from retrieval_jax.training.epochs import Recipe, check_batches, epoch_order, fit_steps
 from retrieval_jax.training.feed import DataSet, streamed
 from retrieval_jax.training.logs import MetricLog
@@ -42,6 +42,7 @@ def train(
     checkpoints: Checkpoints,
     log_to: Callable[[list[dict]], MetricLog],
     watch: Watch | None = None,
+    asked_to_stop: Callable[[], bool] = lambda: False,
 ) -> tuple[TrainState, list[dict]]:
     """Trains from the newest checkpoint, or from scratch, to the last epoch.
 
@@ -52,50 +53,59 @@ def train(
       recipe: the model, the objective, the optimizer and the budget.
       fit: at least one batch.
       validation: any number of images; none gives no validation row.
-      checkpoints: where states are saved after each epoch; closed at the end, as the log is.
+      checkpoints: where states are saved, after each epoch and inside one when it is due; closed at
+        the end, as the log is.
       log_to: rows of history so far → a `MetricLog`.
       watch: what to tell and to trace of the first epoch.
+      asked_to_stop: called after every compiled call; True saves and stops.
 
     Returns:
       The final state on the host, and a row an epoch (see `MetricLog`).
 
     Raises:
-      UserError: a term of the loss is not finite; the last checkpoint is the last good one.
+      UserError: a term of the loss is not finite; the last checkpoint is the last good one. Or the
+        state can't be saved.
+      Interrupted: as `asked_to_stop`, after the save.
     """
-    state = create_state(
+    initial = create_state(
         recipe.model,
         recipe.optimizer,
         key_for(recipe.seed, "init"),
         fit.images.shape[1:],
         averaged=recipe.ema_decay > 0,
     )
-    state, history = checkpoints.restore(state)
     # Closing waits for the last save, whatever ends the loop.
-    with closing(checkpoints), closing(log_to(history)) as log:
-        if len(history) == recipe.epochs:
-            return state, history
-        fit_epoch, validate = _epoch_functions(recipe, fit, validation)
-        state = devices.on_every_device(state)
-        for epoch in range(len(history) + 1, recipe.epochs + 1):
-            start = time.perf_counter()
-            state, fit_means = fit_epoch(state, epoch, watch)
-            watch = None
-            validation_means = validate(state)
-            _refuse_non_finite(validation_means, f"in the validation after epoch {epoch}")
-            row = {
-                "epoch": epoch,
-                "step": epoch * (len(fit.images) // recipe.batch_size),
-                "fit": fit_means,
-                "validation": validation_means,
-                "seconds": time.perf_counter() - start,
-            }
-            history.append(row)
-            host_state = devices.from_first_device(state)
-            _refuse_non_finite_parameters(host_state, epoch)
-            checkpoints.save(host_state, history)
-            log.write(row)
-            say(describe(row, recipe.epochs))
-        return devices.from_first_device(state), history
+    with closing(checkpoints):
+        host_state, record = checkpoints.restore(jax.device_get(initial))
+        with closing(log_to(record.history)) as log:
+            if len(record.history) == recipe.epochs:
+                return host_state, record.history
+            fit_epoch, validate = _epoch_functions(recipe, fit, validation, checkpoints)
+            state = devices.on_every_device(host_state)
+            for epoch in range(len(record.history) + 1, recipe.epochs + 1):
+                state, record, stop = fit_epoch(state, record, watch, asked_to_stop)
+                watch = None
+                start = time.perf_counter()
+                validation_means = validate(state)
+                _refuse_non_finite(validation_means, f"in the validation after epoch {epoch}")
+                host_state = devices.from_first_device(state)
+                _refuse_non_finite_parameters(host_state, epoch)
+                steps = len(fit.images) // recipe.batch_size
+                row = {
+                    "epoch": epoch,
+                    "step": epoch * steps,
+                    "fit": {name: total / steps for name, total in record.sums.items()},
+                    "validation": validation_means,
+                    "seconds": record.seconds + time.perf_counter() - start,
+                }
+                record = Record([*record.history, row], {}, 0.0)
+                loss = (validation_means or row["fit"])[TOTAL]
+                checkpoints.save(host_state, record, loss)
+                log.write(row)
+                say(describe(row, recipe.epochs))
+                if stop and epoch < recipe.epochs:
+                    raise Interrupted
+            return host_state, record.history
 
 
 def describe(row: dict, epochs: int) -> str:
@@ -107,8 +117,8 @@ def describe(row: dict, epochs: int) -> str:
     return " · ".join([*parts, f"{row['seconds']:.1f} s"])
 
 
-def _epoch_functions(recipe: Recipe, fit: DataSet, validation: DataSet):
-    """(state, epoch, watch) → (state, fit means) and state → validation means."""
+def _epoch_functions(recipe: Recipe, fit: DataSet, validation: DataSet, checkpoints: Checkpoints):
+    """What `train` does with an epoch, its fit steps and its validation."""
     names = [TOTAL, *recipe.objective]  # mapped functions return dictionaries sorted
     per_call = recipe.steps_per_call
     steps = len(fit.images) // recipe.batch_size
@@ -122,31 +132,54 @@ def _epoch_functions(recipe: Recipe, fit: DataSet, validation: DataSet):
     first_batch = devices.on_every_device(np.int32(0))
 
     def fit_epoch(
-        state: TrainState, epoch: int, watch: Watch | None
-    ) -> tuple[TrainState, dict[str, float]]:
-        sums = dict.fromkeys(names, 0.0)
+        state: TrainState, record: Record, watch: Watch | None, asked_to_stop: Callable[[], bool]
+    ) -> tuple[TrainState, Record, bool]:
+        """The rest of the record's open epoch: state and record after it, and whether to stop."""
+        before = len(record.history) * steps
+        sums = dict.fromkeys(names, 0.0) | record.sums
+        first = int(devices.from_first_device(state.step)) - before
+        start = time.perf_counter()
+        stop = False
 
         def take(totals: Totals, done: int, count: int) -> None:
-            if watch and done == 0:
+            if watch and done == first:
                 watch.first_step()
             if totals.bad_step >= 0:
-                step = (epoch - 1) * steps + done + int(totals.bad_step) + 1
-                _refuse_non_finite(totals.bad, f"at step {step} (epoch {epoch})")
+                step = before + done + int(totals.bad_step) + 1
+                _refuse_non_finite(totals.bad, f"at step {step} (epoch {len(record.history) + 1})")
             for name in names:
                 sums[name] += float(totals.sums[name])
             progress.update(count, note=f"loss {totals.sums[TOTAL] / count:.4g}")
 
-        with Progress(f"epoch {epoch}", steps) as progress, jax.transfer_guard("disallow"):
+        def measured() -> Record:
+            seconds = record.seconds + time.perf_counter() - start
+            return Record(record.history, dict(sums), seconds)
+
+        def pause(state: TrainState, done: int, up_to_date: Callable[[], None]) -> None:
+            nonlocal stop
+            stop = asked_to_stop() or stop
+            if done == steps or not (stop or checkpoints.due()):
+                return  # the end of an epoch saves by itself
+            up_to_date()
+            checkpoints.save(devices.from_first_device(state), measured())
+            if stop:
+                raise Interrupted
+
+        label = f"epoch {len(record.history) + 1}"
+        with Progress(label, steps) as progress, jax.transfer_guard("disallow"):
+            progress.update(first)
             order = order_of(state)
             fed = (
-                streamed(fit, devices.whole_batches(order))
+                streamed(fit, devices.whole_batches(order), first)
                 if recipe.streaming
                 else repeat((fit_data, order))
             )
-            for part, context in _parts(steps, per_call, watch):
+            for part, context in _parts(range(first, steps, per_call), watch):
                 with context:
-                    state = _run(lambda state: run_steps(state, *next(fed)), state, part, take)
-        return state, {name: total / steps for name, total in sums.items()}
+                    state = _run(
+                        lambda state: run_steps(state, *next(fed)), state, part, take, pause
+                    )
+        return state, measured(), stop
 
     def validate(state: TrainState) -> dict[str, float]:
         sums: dict[str, float] = {}
@@ -170,18 +203,17 @@ def _epoch_functions(recipe: Recipe, fit: DataSet, validation: DataSet):
     return fit_epoch, validate
 
 
-def _parts(
-    steps: int, per_call: int, watch: Watch | None
-) -> list[tuple[range, AbstractContextManager[Any]]]:
+def _parts(steps: range, watch: Watch | None) -> list[tuple[range, AbstractContextManager[Any]]]:
     """An epoch's steps, those to trace apart, each with what is around it."""
     if watch is None or watch.profile_steps == 0:
-        return [(range(0, steps, per_call), nullcontext())]
-    calls = -(-watch.profile_steps // per_call)
-    start, stop = per_call, per_call * (1 + calls)
+        return [(steps, nullcontext())]
+    per_call = steps.step
+    start = steps.start + per_call
+    stop = min(start - (-watch.profile_steps // per_call) * per_call, steps.stop)
     return [
-        (range(0, start, per_call), nullcontext()),
-        (range(start, min(stop, steps), per_call), jax.profiler.trace(watch.profile_to)),
-        (range(stop, steps, per_call), nullcontext()),
+        (range(steps.start, min(start, steps.stop), per_call), nullcontext()),
+        (range(start, stop, per_call), jax.profiler.trace(watch.profile_to)),
+        (range(stop, steps.stop, per_call), nullcontext()),
     ]
 
 
@@ -190,6 +222,7 @@ def _run(
     carry: Any,
     steps: range,
     take: Callable[[Totals, int, int], None],
+    pause: Callable[[Any, int, Callable[[], None]], None] = lambda *_: None,
 ) -> Any:
     """Does the steps, a call for each item of the range; `take` is one call behind.
 
@@ -199,23 +232,25 @@ def _run(
       carry: what goes from call to call.
       steps: the number of the first step of each call.
       take: (totals on the host, number of the call's first step, steps of the call).
+      pause: (carry, steps done, what brings `take` up to date), after every call.
 
     Returns:
       The carry of the last call.
     """
     late: list[tuple[Totals, int, int]] = []
 
-    def fetch() -> None:
-        totals, first, count = late.pop(0)
-        take(devices.from_first_device(totals), first, count)
+    def fetch(left: int = 0) -> None:
+        while len(late) > left:
+            totals, first, count = late.pop(0)
+            take(devices.from_first_device(totals), first, count)
 
     for first in steps:
         carry, totals = call(carry)
-        late.append((totals, first, min(steps.step, steps.stop - first)))
-        if len(late) > 1:
-            fetch()
-    if late:
-        fetch()
+        count = min(steps.step, steps.stop - first)
+        late.append((totals, first, count))
+        fetch(left=1)
+        pause(carry, first + count, fetch)
+    fetch()
     return carry
 
 

@@ -1,0 +1,68 @@
+"""SIGTERM, which announces preemption and the end of a job's time: save, and say 'resume me'."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+INTERRUPTED = 75  # exit code, EX_TEMPFAIL of sysexits.h
+MESSAGE = "interrupted; the same command goes on from here"
+
+
+class Interruption:
+    """Whether the run is told to stop, on any of its hosts; a context manager around the run.
+
+    With one process SIGTERM ends it at once with the exit code `INTERRUPTED`, as whatever it writes
+    is written whole or not at all; but inside `deferred` it only answers `asked`. With several,
+    `jax.distributed` hears it, and `asked` is True in the same place on all of them.
+    """
+
+    def __init__(self) -> None:
+        self._told = self._deferred = False
+        self._calls = 0
+
+    def __enter__(self) -> Interruption:
+        # Python hears signals in the main thread alone.
+        self._hears = threading.current_thread() is threading.main_thread()
+        if self._hears:
+            self._before = signal.signal(signal.SIGTERM, self._tell)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._hears:
+            signal.signal(signal.SIGTERM, self._before)
+
+    @contextmanager
+    def deferred(self) -> Iterator[Callable[[], bool]]:
+        """Gives `asked` to work that saves before it stops."""
+        self._deferred = True
+        try:
+            yield self.asked
+        finally:
+            self._deferred = False
+        if self._told:
+            _leave()
+
+    def asked(self) -> bool:
+        """Whether to stop here; every process has to ask in the same places."""
+        from jax.experimental import multihost_utils  # SIGTERM may come before JAX is there
+
+        self._calls += 1
+        self._told = self._told or multihost_utils.reached_preemption_sync_point(self._calls)
+        return self._told
+
+    def _tell(self, *_: Any) -> None:
+        self._told = True
+        if not self._deferred:
+            _leave()
+
+
+def _leave() -> None:
+    print(MESSAGE, file=sys.stderr, flush=True)
+    # No exception: JAX' callbacks, in which a signal may arrive, swallow it.
+    os._exit(INTERRUPTED)

@@ -1,0 +1,142 @@
+"""Checkpoints: what is kept, what is damaged and set aside, what can't be written."""
+
+import os
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+
+from retrieval_jax.errors import UserError
+from retrieval_jax.training.checkpoints import Checkpoints, Record
+from retrieval_jax.training.step import TrainState
+
+
+def state_at(step):
+    generator = np.random.default_rng(step)
+    params = {"kernel": generator.standard_normal((300, 40)).astype(np.float32), "bias": np.ones(4)}
+    return TrainState(
+        np.int32(step), params, {"mean": np.full(3, step, np.float32)}, (np.int32(7),)
+    )
+
+
+def record_at(step):
+    return Record([{"epoch": 1, "fit": {"loss": 0.1 + step / 7}}], {"loss": 1 / 3}, 2.5)
+
+
+def save(directory, losses):
+    """Saves a state at steps 1, 2, … with these losses, None inside an epoch."""
+    checkpoints = Checkpoints(directory)
+    for step, loss in enumerate(losses, 1):
+        checkpoints.save(state_at(step), record_at(step), loss)
+        checkpoints._manager.wait_until_finished()
+    checkpoints.close()
+
+
+def assert_restores(directory, step):
+    state, record = Checkpoints(directory).restore(state_at(0))
+    expected = state_at(step)
+    assert state.step == step and record == record_at(step)
+    for name, value in expected.params.items():
+        np.testing.assert_array_equal(state.params[name], value)
+        assert state.params[name].dtype == value.dtype
+    assert state.opt_state == (7,) and state.average is None
+
+
+def steps_in(directory):
+    return sorted(int(path.name) for path in directory.iterdir())
+
+
+def test_without_one_the_state_is_the_callers(tmp_path):
+    state, record = Checkpoints(tmp_path / "none").restore(state_at(3))
+    assert state.step == 3 and record == Record([], {}, 0.0)
+
+
+def test_the_newest_two_and_the_best_are_kept(tmp_path):
+    save(tmp_path / "runs", [0.5, 0.2, None, 0.4, 0.3, None])
+    assert steps_in(tmp_path / "runs") == [2, 5, 6]
+    assert_restores(tmp_path / "runs", 6)
+
+
+def largest_file(directory):
+    return max((p for p in directory.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+
+
+def truncate(checkpoint):
+    os.truncate(largest_file(checkpoint), largest_file(checkpoint).stat().st_size // 2)
+
+
+def flip_a_bit(checkpoint):
+    path = largest_file(checkpoint)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def lose_the_record(checkpoint):
+    shutil.rmtree(checkpoint / "record")
+
+
+def change_the_record(checkpoint):
+    path = checkpoint / "record" / "metadata"
+    path.write_text(path.read_text().replace("2.5", "2.6"))
+
+
+@pytest.mark.parametrize("damage", [truncate, flip_a_bit, lose_the_record, change_the_record])
+def test_a_damaged_one_is_set_aside_and_the_one_before_is_taken(tmp_path, capsys, damage):
+    directory = tmp_path / "checkpoints"
+    save(directory, [0.5, 0.4, 0.3])
+    damage(directory / "3")
+    assert_restores(directory, 2)
+    assert "checkpoint 3 can't be read" in capsys.readouterr().out
+    assert steps_in(directory) == [2]
+    (aside,) = (tmp_path / "damaged").iterdir()
+    assert aside.name.startswith("3-") and largest_file(aside).exists()
+    again = Checkpoints(directory)  # the same step can be saved again
+    again.save(state_at(3), record_at(3), 0.3)
+    again.close()
+    assert_restores(directory, 3)
+
+
+def test_where_all_are_damaged_training_starts_anew(tmp_path):
+    save(tmp_path / "checkpoints", [0.5, 0.4])
+    for step in (1, 2):
+        truncate(tmp_path / "checkpoints" / str(step))
+    state, record = Checkpoints(tmp_path / "checkpoints").restore(state_at(0))
+    assert state.step == 0 and record.history == []
+
+
+def test_a_directory_that_vanished_is_said(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    shutil.rmtree(tmp_path / "checkpoints")
+    (tmp_path / "checkpoints").write_text("a file in its place")
+    with pytest.raises(UserError, match=r"checkpoints' can't be written \(.+\)"):
+        checkpoints.save(state_at(1), record_at(1), 0.5)
+        checkpoints.close()
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 256 kB."""
+    path = tmp_path / "disk"
+    path.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "none", str(path)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("mounting a small file system needs root")
+    yield path
+    subprocess.run(["umount", "--lazy", str(path)], check=True)
+
+
+def test_a_full_disk_is_said_and_the_last_good_one_stays(small_disk):
+    directory = small_disk / "checkpoints"
+    save(directory, [0.5])
+    (small_disk / "filler").write_bytes(bytes(60_000))
+    checkpoints = Checkpoints(directory)
+    with pytest.raises(UserError, match=r"can't be written \(.+\); make room"):
+        for step in (2, 3, 4, 5):
+            checkpoints.save(state_at(step), record_at(step), 0.4)
+        checkpoints.close()
+    (small_disk / "filler").unlink()
+    state, _ = Checkpoints(directory).restore(state_at(0))
+    assert state.step >= 1
+    assert_restores(directory, int(state.step))

@@ -1,0 +1,127 @@
+"""Several processes on loopback, real ones: one result however the devices are spread over them."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+CONFIG = Path(__file__).parents[1] / "configs" / "quickstart.py"
+SETTINGS = ("training.epochs=2", "training.checkpoint_seconds=0.0", "report.tsne_points=0")
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class Hosts:
+    """The same command in several processes, their output in files beside the workdir."""
+
+    def __init__(self, workdir, processes, devices, *settings, own=None, meet=None):
+        """`own`: process → settings of its own; `meet`: how many are really started."""
+        workdir.parent.mkdir(exist_ok=True)
+        environment = os.environ | {
+            "JAX_PLATFORMS": "cpu",
+            "JAX_NUM_CPU_DEVICES": str(devices),
+            "NPROC": "16",  # XLA's threads: collectives of several devices need as many
+        }
+        distributed = (f"coordinator=127.0.0.1:{free_port()}", f"processes={processes}")
+        self.logs = [workdir.with_name(f"{workdir.name}.{i}.log") for i in range(processes)]
+        self.processes = []
+        for i in range(meet or processes):
+            everything = [
+                *(f"distributed.{setting}" for setting in (*distributed, f"process={i}")),
+                *settings,
+                *(own or {}).get(i, ()),
+            ]
+            command = [
+                *(sys.executable, "-m", "retrieval_jax.main"),
+                *(f"--config={CONFIG}:hint", f"--workdir={workdir}"),
+                *(f"--config.{setting}" for setting in everything),
+            ]
+            with self.logs[i].open("w") as log:
+                run = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+            self.processes.append(run)
+
+    def wait(self):
+        """The exit codes."""
+        try:
+            return [process.wait(timeout=400) for process in self.processes]
+        finally:
+            for process in self.processes:
+                process.kill()
+
+    def said(self, process):
+        return self.logs[process].read_text()
+
+
+def figures(workdir):
+    results = json.loads((workdir / "results.json").read_text())
+    history = [
+        {part: row[part] for part in ("epoch", "step", "fit", "validation")}
+        for row in results["training"]["history"]
+    ]
+    return [history] + [results[key] for key in ("clustering", "retrieval", "left_out")]
+
+
+def test_one_result_on_any_hosts_and_across_an_interruption(tmp_path):
+    whole = Hosts(tmp_path / "whole", 1, 4, *SETTINGS)
+    assert whole.wait() == [0], whole.said(0)
+
+    parts = Hosts(tmp_path / "parts", 2, 2, *SETTINGS)
+    checkpoints = tmp_path / "parts" / "checkpoints"
+    deadline = time.monotonic() + 300
+    while not (checkpoints.exists() and any(p.name.isdigit() for p in checkpoints.iterdir())):
+        assert parts.processes[1].poll() is None and time.monotonic() < deadline, parts.said(1)
+        time.sleep(0.02)
+    parts.processes[1].send_signal(signal.SIGTERM)  # the host that writes nothing
+    assert parts.wait() == [75, 75], parts.said(0) + parts.said(1)
+    assert "interrupted; the same command goes on" in parts.said(0)
+    steps = [int(path.name) for path in checkpoints.iterdir() if path.name.isdigit()]
+    assert 0 < max(steps) < 84  # 42 steps an epoch
+    assert not (tmp_path / "parts" / "embeddings.npz").exists()
+
+    resumed = Hosts(tmp_path / "parts", 4, 1, *SETTINGS)
+    assert resumed.wait() == [0] * 4, resumed.said(0)
+    assert figures(tmp_path / "parts") == figures(tmp_path / "whole")
+    for name in ("embeddings.npz", "clusters.npz", "neighbours.npz"):
+        one, many = (np.load(tmp_path / run / name) for run in ("whole", "parts"))
+        assert one.files == many.files
+        for key in set(one.files) - {"seconds"}:
+            np.testing.assert_array_equal(one[key], many[key])
+    # Reports and lines are the first process' alone.
+    assert "epoch 2/2" in resumed.said(0) and "epoch" not in resumed.said(1)
+
+
+def test_what_stops_one_process_stops_all_with_its_reason(tmp_path):
+    images = np.zeros((40, 8, 8, 1), np.uint8)
+    np.savez(tmp_path / "images.npz", images=images, labels=np.arange(40) % 2)
+    settings = (*SETTINGS, "data.source=npz", "data.queries=4", "training.batch_size=8")
+    own = {
+        0: [f"data.file={tmp_path / 'images.npz'}"],
+        1: [f"data.file={tmp_path / 'elsewhere.npz'}"],
+    }
+    hosts = Hosts(tmp_path / "run", 2, 1, *settings, own=own)
+    assert hosts.wait() == [2, 2]
+    for process in (0, 1):
+        errors = [line for line in hosts.said(process).splitlines() if line.startswith("error: ")]
+        assert len(errors) == 1 and "elsewhere.npz" in errors[0]
+        assert "Traceback" not in hosts.said(process)
+
+
+@pytest.mark.parametrize("process", [0, 1])
+def test_a_host_that_is_missing_is_said_in_time(tmp_path, process):
+    lonely = Hosts(
+        tmp_path / "run", 2, 1, "distributed.timeout=2", f"distributed.process={process}", meet=1
+    )
+    assert lonely.wait() == [1]
+    (error,) = [line for line in lonely.said(0).splitlines() if line.strip()]
+    assert error.startswith(f"error: process {process} of 2 waited 2 s for all processes to meet")
