@@ -137,7 +137,10 @@ def scan(index, queries: jax.Array, cells: jax.Array, k: int) -> Neighbours:
             lambda state: state,
             state,
         )
-    found = _settle(index, queries - index.origin, cells, *state)
+    # Under a condition: what of the loop is the same in all its turns is worked out before it.
+    found = lax.cond(
+        state[1].all(), lambda found, _: found, partial(_settle, index, queries, cells), *state
+    )
     ids = jnp.where(jnp.isfinite(found.distances), found.indices, -1)
     return Neighbours(ids, jnp.sqrt(found.distances))
 
@@ -362,6 +365,7 @@ def _candidates(blocks, block, place, values, minima, ceiling, k) -> tuple[jax.A
 def _settle(index, queries, cells, found: Neighbours, done) -> Neighbours:
     """Searches every row, by differences, for the queries not done; distances are squared."""
     n, k = len(index.rows), found.indices.shape[1]
+    queries = queries - index.origin
 
     def settle(state):
         found, done = state
