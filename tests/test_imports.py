@@ -21,6 +21,7 @@ NUMERIC = [
     "randomness",
     "selection",
     "cluster_index",
+    "cluster_bounds",
     "cluster_scan",
     "sorting_network",
 ]
@@ -40,7 +41,7 @@ LAYERS = [
         "compilation",
     },
     {"models", "losses", "kmeans", "ranking", "metrics", "data", "devices"},
-    {"cluster_index", "cluster_scan", "sharded"},
+    {"cluster_index", "cluster_bounds", "cluster_scan", "sharded"},
     {"index_files"},
     {"objective", "evaluation"},
     {"training", "report"},
