@@ -16,7 +16,8 @@ from retrieval_jax.distances import FULL_PRECISION
 from retrieval_jax.ranking.costs import Basis, bounds
 from retrieval_jax.sorting_network import sort_keys
 
-# With the three features of the bounds a multiple of 8, which vectors are made of.
+# With the three features of the bounds a multiple of 16, which vectors are made of: of embeddings
+# they let through 118 rows for 100 neighbours at most, 21 components 133.
 _COMPONENTS = 29
 # Rows whose least bound stands for them in the first stage of the selection.
 GROUP = 8

@@ -37,7 +37,8 @@ _RESIDUE = 0.1
 _BOUNDS, _MOST_BOUNDS, _PER_BLOCK = 2**21, 2**23, 8
 # Bounds selected from together: so few stay in cache. And of how many queries, least and most.
 _SELECTED, _FEWEST, _MOST_QUERIES = 2**18, 128, 512
-# Candidates up to which a sorting network is the fastest way to choose them.
+# Candidates up to which a sorting network chooses them faster than a threshold: 128 of 1,024 bounds
+# of 3,000 queries took 14 ms and 17 to 28 ms.
 _NETWORK = 128
 # Numbers of rows that are gathered together, 4 MB.
 _GATHERED = 2**20
@@ -105,7 +106,8 @@ def _sizes(index, probes: int, queries: int) -> tuple[int, int]:
     blocks, _, width = index.features.shape
     cells = len(index.centroids)
     fill = len(index.rows) / (cells * width)
-    # So many that nearly no query needs a second round, which its neighbours would wait for.
+    # So many that nearly no query needs a second round, which its neighbours would wait for; in
+    # one cell they have the same cell, and the few large ones take two rounds.
     slots = min(math.ceil(fill + 1) + math.ceil((probes - 1) * (1.5 * fill + 0.65)), 96)
     pairs = max(_BOUNDS // width, min(_MOST_BOUNDS // width, _PER_BLOCK * blocks))
     pairs = min(pairs, (2**31 - 1) // (blocks + 1))
