@@ -36,7 +36,7 @@ _RESIDUE = 0.1
 # some queries, for which there may be 32 MB.
 _BOUNDS, _MOST_BOUNDS, _PER_BLOCK = 2**21, 2**23, 8
 # Bounds selected from together: so few stay in cache. And of how many queries, least and most.
-_SELECTED, _FEWEST, _MOST_QUERIES = 2**18, 128, 512
+_SELECTED, _FEWEST, _MOST_QUERIES = 2**18, 128, 1024
 # Candidates up to which a sorting network chooses them faster than a threshold: 128 of 1,024 bounds
 # of 3,000 queries took 14 ms and 17 to 28 ms.
 _NETWORK = 128
@@ -106,9 +106,8 @@ def _sizes(index, probes: int, queries: int) -> tuple[int, int]:
     blocks, _, width = index.features.shape
     cells = len(index.centroids)
     fill = len(index.rows) / (cells * width)
-    # So many that nearly no query needs a second round, which its neighbours would wait for; in
-    # one cell they have the same cell, and the few large ones take two rounds.
-    slots = min(math.ceil(fill + 1) + math.ceil((probes - 1) * (1.5 * fill + 0.65)), 96)
+    # So many that nearly no query needs a second round, which its neighbours would wait for.
+    slots = min(math.ceil(fill + 2) + math.ceil((probes - 1) * (1.5 * fill + 0.5)), 96)
     pairs = max(_BOUNDS // width, min(_MOST_BOUNDS // width, _PER_BLOCK * blocks))
     pairs = min(pairs, (2**31 - 1) // (blocks + 1))
     chunks = -(-queries // max(1, pairs // slots))
