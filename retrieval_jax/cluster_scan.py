@@ -37,8 +37,8 @@ _RESIDUE = 0.1
 _BOUNDS, _MOST_BOUNDS, _PER_BLOCK = 2**21, 2**23, 8
 # Bounds selected from together: so few stay in cache. And of how many queries, least and most.
 _SELECTED, _FEWEST, _MOST_QUERIES = 2**18, 128, 1024
-# Candidates up to which a sorting network chooses them faster than a threshold: 128 of 1,024 bounds
-# of 3,000 queries took 14 ms and 17 to 28 ms.
+# Candidates up to which a sorting network chooses them faster than a threshold: 128 of 1,240 bounds
+# of 3,000 queries took it 14 to 16 ms, 155 a threshold 17 to 28 ms.
 _NETWORK = 128
 # Numbers of rows that are gathered together, 4 MB.
 _GATHERED = 2**20
