@@ -19,7 +19,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from retrieval_jax.cluster_scan import block_bounds, scan
+from retrieval_jax.cluster_bounds import block_bounds
+from retrieval_jax.cluster_scan import scan
 from retrieval_jax.distances import FULL_PRECISION, centre, matrix, over_chunks, same_features
 from retrieval_jax.kmeans import kmeans, predict
 from retrieval_jax.ranking import Neighbours
@@ -143,7 +144,7 @@ def search(index: ClusterIndex, queries: ArrayLike, k: int, *, probes: int) -> N
     Exact inside those cells: distances are from differences, equal ones ordered by gallery index.
     probes = cells is the exhaustive search. It can be jitted (k and probes static). Besides the
     arrays it needs memory for 2²⁴ bounds (64 MB), or those of one query if they are more, up to
-    three times, and for q × (8 k + 2 probes + d) numbers, whatever n. Fastest where 21 principal
+    three times, and for q × (8 k + 2 probes + d) numbers, whatever n. Fastest where 29 principal
     components hold most of the variance, as in embeddings.
 
     Args:

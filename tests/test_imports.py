@@ -21,6 +21,7 @@ NUMERIC = [
     "randomness",
     "selection",
     "cluster_index",
+    "cluster_bounds",
     "cluster_scan",
     "sorting_network",
 ]
@@ -42,7 +43,7 @@ LAYERS = [
         "hosts",
     },
     {"models", "losses", "kmeans", "ranking", "metrics", "data", "devices"},
-    {"cluster_index", "cluster_scan"},
+    {"cluster_index", "cluster_bounds", "cluster_scan"},
     {"index_files", "sharded"},
     {"objective", "evaluation"},
     {"training", "report"},

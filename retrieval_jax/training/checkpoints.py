@@ -74,6 +74,7 @@ class Checkpoints:
         if self._manager is None:
             return
         fields = _fields(state)
+        content = record._asdict() | {"checksum": _checksum(fields, record)}
         with self._writing():
             self._manager.save(
                 int(state.step),
