@@ -53,8 +53,8 @@ def read_run(directory: str | Path) -> Run:
     """Reads a run's results.json.
 
     Raises:
-        UserError: there is no such directory or file, or it isn't a whole results file of a
-            format that this version knows.
+      UserError: there is no such directory or file, or it isn't a whole results file of a
+        format that this version knows.
     """
     directory = Path(directory)
     file = directory / "results.json"

@@ -27,12 +27,12 @@ def cached(
     arrays over 1 GiB are not kept.
 
     Args:
-        name: of what is cached, e.g. the data set and where it lies.
-        state: changes whenever `make` would make something else.
-        make: called where the cache does not have it; arrays of numbers and strings.
+      name: of what is cached, e.g. the data set and where it lies.
+      state: changes whenever `make` would make something else.
+      make: called where the cache does not have it; arrays of numbers and strings.
 
     Returns:
-        The arrays by name.
+      The arrays by name.
     """
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     path = home / "retrieval_jax" / "data" / f"{zlib.crc32(name.encode()):08x}.npz"

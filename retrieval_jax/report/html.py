@@ -87,8 +87,8 @@ def page(title: str, body: str) -> str:
     """A whole HTML document.
 
     Args:
-        title: plain text, escaped here.
-        body: HTML, escaped by the caller.
+      title: plain text, escaped here.
+      body: HTML, escaped by the caller.
     """
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -115,13 +115,13 @@ def table(
     """A table in a box of its own that scrolls when it is wider than the screen.
 
     Args:
-        head: plain text, one a column; empty for a table without a head.
-        rows: plain text, first the row's name, then a value a column. A row of the name alone
-            is the heading of the rows after it.
-        caption: plain text under the box.
-        label: what a screen reader calls the box.
-        style: "tall": scrolls down too; "narrow": never wide; "text": values are words, not
-            numbers; or empty.
+      head: plain text, one a column; empty for a table without a head.
+      rows: plain text, first the row's name, then a value a column. A row of the name alone
+        is the heading of the rows after it.
+      caption: plain text under the box.
+      label: what a screen reader calls the box.
+      style: "tall": scrolls down too; "narrow": never wide; "text": values are words, not
+        numbers; or empty.
     """
     lines = [
         f'<div class="card scroll {style}" role="region" tabindex="0" aria-label="{text(label)}">'
@@ -152,12 +152,12 @@ def write_report(
     """Writes the report of a run as one file that needs no other.
 
     Args:
-        results: what `results.json` holds; parts that need labels may be missing.
-        figures: caption -> PNG file, in the order to show; a caption is plain text.
-        path: the HTML file to write.
+      results: what `results.json` holds; parts that need labels may be missing.
+      figures: caption -> PNG file, in the order to show; a caption is plain text.
+      path: the HTML file to write.
 
     Raises:
-        OSError: a figure can't be read or the page can't be written.
+      OSError: a figure can't be read or the page can't be written.
     """
     parts = [
         _head(results),
