@@ -36,7 +36,7 @@ def batches(
       >>> [part.ravel().tolist() for part in batches(images, order, 2, start=1)]
       [[2, 1], [3]]
     """
-    import grain  # takes as long to import as JAX, and a run in memory may not need it
+    import grain  # takes as long to import as JAX, which a run should not wait for at its start
 
     parts = -(-batch // _PART)  # of every batch
 
