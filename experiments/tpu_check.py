@@ -229,7 +229,8 @@ def _over_rows(function, chips: Devices, arguments, in_specs, out_specs) -> Any:
 def compiled(name: str, program: Program, topology: str) -> dict[str, Any]:
     """Compiles, asserts what the module says, and returns the row."""
     chips = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
-    lowered = program.lower(chips)
+    with jax.default_matmul_precision("highest"):  # as in `devices.mapped`
+        lowered = program.lower(chips)
     start = time.perf_counter()
     executable = lowered.compile()
     seconds = time.perf_counter() - start
