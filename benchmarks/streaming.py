@@ -29,9 +29,9 @@ from retrieval_jax.data.folder import from_folder
 from retrieval_jax.data.images import ImageSet, LazyImages, describe_images
 from retrieval_jax.data.stream import batches
 from retrieval_jax.data.tfds_source import from_tfds
-from retrieval_jax.objective import Batch
+from retrieval_jax.training.epochs import fit_steps
 from retrieval_jax.training.feed import DataSet, streamed
-from retrieval_jax.training.step import as_float, create_state, train_step
+from retrieval_jax.training.step import create_state
 
 
 def photos(directory: Path, count: int) -> ImageSet:
@@ -68,24 +68,13 @@ def training_row(data: DataSet, decoded: np.ndarray, batch: int, repeats: int, s
     settings = config.default()
     settings.training.batch_size = batch
     settings.objective.classification_weight = 1.0
+    settings.data.streaming = True  # a call is one step, for all contenders
     classes = int(data.labels.max()) + 1
     recipe = build_recipe(settings, decoded.shape[-1], classes, len(decoded))
     shape = decoded.shape[1:]
     state = create_state(recipe.model, recipe.optimizer, jax.random.key(0), shape)
     state = devices.on_every_device(state)
-
-    def indexed_step(state: Any, data: DataSet, order: jax.Array) -> Any:
-        rows = order[state.step % len(order)]
-        return train_step(
-            state,
-            Batch(as_float(data.images[rows]), data.labels[rows]),
-            model=recipe.model,
-            objective=recipe.objective,
-            optimizer=recipe.optimizer,
-            axis_name=devices.AXIS,
-        )
-
-    step = devices.mapped(indexed_step)
+    step = devices.mapped(partial(fit_steps, recipe))
     order = np.random.default_rng(0).permutation(len(decoded))[: steps * batch]
     order = order.reshape(steps, batch).astype(np.int32)
     in_memory = data._replace(images=decoded)

@@ -49,7 +49,7 @@ from retrieval_jax.kmeans.passes import dense_statistics, move  # noqa: E402
 from retrieval_jax.kmeans.points import Points  # noqa: E402
 from retrieval_jax.objective import Batch  # noqa: E402
 from retrieval_jax.ranking import nearest  # noqa: E402
-from retrieval_jax.training.loop import Recipe  # noqa: E402
+from retrieval_jax.training.epochs import Recipe  # noqa: E402
 from retrieval_jax.training.step import TrainState, as_float, create_state, train_step  # noqa: E402
 
 TOPOLOGIES = ("v5e:2x2", "v5e:4x4", "v5e:16x16", "v5p:4x4x4")
@@ -229,7 +229,8 @@ def _over_rows(function, chips: Devices, arguments, in_specs, out_specs) -> Any:
 def compiled(name: str, program: Program, topology: str) -> dict[str, Any]:
     """Compiles, asserts what the module says, and returns the row."""
     chips = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
-    lowered = program.lower(chips)
+    with jax.default_matmul_precision("highest"):  # as in `devices.mapped`
+        lowered = program.lower(chips)
     start = time.perf_counter()
     executable = lowered.compile()
     seconds = time.perf_counter() - start

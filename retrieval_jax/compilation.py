@@ -12,8 +12,7 @@ def keep_programs(directory: str) -> None:
     """Lets JAX keep every program that it compiles from now on in the directory.
 
     Where JAX_COMPILATION_CACHE_DIR is set, JAX goes by it and by its settings; with "" nothing is
-    kept. A directory that can't be written makes no difference to a run: JAX
-    warns and compiles.
+    kept. A directory that can't be written makes no difference to a run: JAX warns and compiles.
     """
     if not directory or os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         return

@@ -76,10 +76,11 @@ def moments(points: jax.Array, chunk: int) -> tuple[jax.Array, jax.Array]:
         def add(sums: jax.Array, _: jax.Array, rows: jax.Array, new: jax.Array) -> jax.Array:
             return sums + jnp.where(new[:, None], of(rows), 0).sum(0)
 
-        return over_chunks(points, chunk, add, jnp.zeros(points.shape[1], points.dtype))
+        return over_chunks(points, chunk, add, jnp.zeros(points.shape[1], jnp.float32))
 
     # A sum of raw values would round their common offset n times over: take it off first.
-    mean = points[0] + total(lambda rows: rows - points[0]) / points.shape[0]
+    first = points[0].astype(jnp.float32)
+    mean = first + total(lambda rows: rows - first) / points.shape[0]
     variance = total(lambda rows: (rows - mean) ** 2) / points.shape[0]
     return mean, variance.mean()
 

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 from test_report import HOSTILE, Page, assert_inert, results
 
-from retrieval_jax.compare import GROUPS, compare, main, read_run, terminal, to_markdown
+from retrieval_jax.compare import compare, main, terminal, to_markdown
 from retrieval_jax.errors import UserError
 from retrieval_jax.report import text
+from retrieval_jax.report.results import GROUPS, read_run
 
 
 def save(directory: Path, content: object, report: bool = False) -> Path:

@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+CLEAN = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")}
+CLEAN["JAX_PLATFORMS"] = "cpu"
 CODE = """
 import sys
 import jax
@@ -18,8 +20,7 @@ jax.jit(lambda x: x + 1)(1.0)
 @pytest.mark.parametrize("way", ["config", "environment", "off"])
 def test_programs_are_kept_where_asked(tmp_path, way):
     asked, other = tmp_path / "asked", tmp_path / "other"
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")}
-    environment["JAX_PLATFORMS"] = "cpu"
+    environment = CLEAN.copy()
     if way == "environment":
         environment["JAX_COMPILATION_CACHE_DIR"] = str(other)
         environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
@@ -31,6 +32,5 @@ def test_programs_are_kept_where_asked(tmp_path, way):
 
 def test_a_directory_that_cannot_be_made_stops_nothing(tmp_path):
     (tmp_path / "file").write_text("")
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")}
     command = [sys.executable, "-c", CODE, str(tmp_path / "file" / "cache")]
-    subprocess.run(command, env=environment | {"JAX_PLATFORMS": "cpu"}, check=True)
+    subprocess.run(command, env=CLEAN, check=True)

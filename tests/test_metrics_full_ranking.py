@@ -1,6 +1,7 @@
 """Scores of whole rankings against a full sort in float64."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -57,6 +58,16 @@ def test_equal_to_a_full_sort():
     found = check(*fixture())
     assert found.positives.dtype == np.int32 and 0 in found.positives
     assert all(score.dtype == np.float32 for score in found[:4])
+
+
+def test_bfloat16_is_scored_as_the_same_values_in_float32():
+    queries, query_labels, gallery, labels = fixture(n=150)
+    halves = jnp.bfloat16(queries), jnp.bfloat16(gallery)
+    found, expected = (
+        full_ranking(of[0], query_labels, of[1], labels)
+        for of in (halves, [half.astype(jnp.float32) for half in halves])
+    )
+    np.testing.assert_array_equal(found, expected)
 
 
 @pytest.mark.parametrize("query_chunk", [1, 7, 16, 1000])

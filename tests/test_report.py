@@ -19,8 +19,8 @@ from sklearn.datasets import load_digits
 from sklearn.manifold import trustworthiness
 
 from retrieval_jax.report import figures, text
-from retrieval_jax.report.html import write_report
 from retrieval_jax.report.projection import tsne
+from retrieval_jax.report.run_page import write_report
 
 HOSTILE = (
     "<script>alert(1)</script>",

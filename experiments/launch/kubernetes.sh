@@ -14,8 +14,6 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=common.sh
 . "$here/common.sh"
 if dry_run_asked "$@"; then shift; fi
-action=${1:-}
-[[ $# -eq 0 ]] || shift
 
 need NAME
 namespace=--namespace=${NAMESPACE:-default}
@@ -112,12 +110,12 @@ create() {
   fi
 }
 
-case $action in
-  create) create "$@" ;;
+case ${1:-} in
+  create) create "${@:2}" ;;
   follow)
     run kubectl logs "$namespace" --follow --tail=100 \
       --selector="batch.kubernetes.io/job-name=$NAME,batch.kubernetes.io/job-completion-index=0"
     ;;
   delete) run kubectl delete "$namespace" "job/$NAME" "service/$NAME" ;;
-  *) fail "the action must be create, follow or delete, not '$action'" ;;
+  *) fail "the action must be create, follow or delete, not '${1:-}'" ;;
 esac

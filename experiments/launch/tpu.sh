@@ -19,8 +19,6 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=common.sh
 . "$here/common.sh"
 if dry_run_asked "$@"; then shift; fi
-action=${1:-}
-[[ $# -eq 0 ]] || shift
 
 need NAME PROJECT ZONE
 place=(--project="$PROJECT" --zone="$ZONE")
@@ -103,16 +101,16 @@ resume() {
   start "$@"
 }
 
-case $action in
+case ${1:-} in
   create) create ;;
   install) install ;;
   run | resume)
     # A host's own disk goes with the slice, and other hosts can't read it.
-    need_workdir gs:// "$@"
-    if [[ $action == run ]]; then start "$@"; else resume "$@"; fi
+    need_workdir gs:// "${@:2}"
+    if [[ $1 == run ]]; then start "${@:2}"; else resume "${@:2}"; fi
     ;;
   follow) on_hosts "${WORKER:-0}" "$in_checkout follow" ;;
   stop) on_hosts all "$in_checkout stop" ;;
   delete) delete ;;
-  *) fail "the action must be create, install, run, follow, resume, stop or delete, not '$action'" ;;
+  *) fail "the action must be create, install, run, follow, resume, stop or delete, not '${1:-}'" ;;
 esac

@@ -22,17 +22,17 @@ def cached(
     """The arrays that `make` makes, from `~/.cache/retrieval_jax/data` where they are there.
 
     They lie in one .npz under a checksum of the name, so what has changed is replaced. A file that
-    is truncated or damaged (the zip format has a checksum of every array), or holds another state
-    or would have to be unpickled, is not used. A cache that can't be written is done without, and
+    is missing or damaged (the zip format has a checksum of every array), holds another state or
+    would have to be unpickled is not used. A cache that can't be written is done without, and
     arrays over 1 GiB are not kept.
 
     Args:
-        name: of what is cached, e.g. the data set and where it lies.
-        state: changes whenever `make` would make something else.
-        make: called where the cache does not have it; arrays of numbers and strings.
+      name: of what is cached, e.g. the data set and where it lies.
+      state: changes whenever `make` would make something else.
+      make: called where the cache does not have it; arrays of numbers and strings.
 
     Returns:
-        The arrays by name.
+      The arrays by name.
     """
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     path = home / "retrieval_jax" / "data" / f"{zlib.crc32(name.encode()):08x}.npz"
@@ -41,7 +41,9 @@ def cached(
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             if archive["state"].item() == state:
                 return {key: archive[key] for key in archive.files if key != "state"}
-    except Exception:  # no file, or any that zipfile and NumPy have for a damaged one
+    # Any: zipfile and NumPy raise almost anything of a damaged file, and whatever it is, what the
+    # file should hold is made anew below.
+    except Exception:
         pass
     arrays = make()
     if sum(array.nbytes for array in arrays.values()) <= _LARGEST:

@@ -86,12 +86,12 @@ def prepare(directory: Path, url: str = URL) -> None:
     is used instead. TFDS checks the checksum either way.
 
     Args:
-        directory: TFDS data directory, which must exist.
-        url: where the archive is; TFDS knows the checksum of the default only.
+      directory: TFDS data directory, which must exist.
+      url: where the archive is; TFDS knows the checksum of the default only.
 
     Raises:
-        UserError: it can't be downloaded, is damaged, or the directory can't be written or holds
-            half a data set.
+      UserError: it can't be downloaded, is damaged, or the directory can't be written or holds
+        half a data set.
     """
     shown = printable(str(directory))
     if (target := directory / "cifar10" / str(Cifar10.VERSION)).exists():

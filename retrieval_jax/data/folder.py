@@ -44,21 +44,21 @@ def from_folder(
     reason.
 
     Args:
-        directory: the folder.
-        size: height and width of the result.
-        channels: 1 (grey), 3 (RGB) or 4 (RGBA).
-        max_skipped: the most images that may be skipped.
-        streaming: read an image when it is indexed rather than all of them now. What to skip must
-            be known before that: now each file is only opened and its header read, and one whose
-            pixels turn out to be damaged later raises a UserError that names it.
+      directory: the folder.
+      size: height and width of the result.
+      channels: 1 (grey), 3 (RGB) or 4 (RGBA).
+      max_skipped: the most images that may be skipped.
+      streaming: read an image when it is indexed rather than all of them now. What to skip must
+        be known before that: now each file is only opened and its header read, and one whose
+        pixels turn out to be damaged later raises a UserError that names it.
 
     Returns:
-        The image set; names that aren't UTF-8, and characters that don't print, are escaped.
+      The image set; names that aren't UTF-8, and characters that don't print, are escaped.
 
     Raises:
-        UserError: the folder isn't there or can't be listed, holds no image, both flat images and
-            class folders, a class of which no image can be read, or more than `max_skipped`
-            images that can't; size or channels are out of range.
+      UserError: the folder isn't there or can't be listed, holds no image, both flat images and
+        class folders, a class of which no image can be read, or more than `max_skipped`
+        images that can't; size or channels are out of range.
     """
     root = Path(os.path.expanduser(directory))
     shown = printable(str(root))

@@ -14,16 +14,16 @@ class LazyImages:
     """Images that are read when they are indexed; `images[rows]` equals that of the whole array.
 
     Attributes:
-        read: any int rows [b] → uint8 [b, h, w, c]; called from several threads at once.
-        rows: int [n], by which `read` knows each image.
-        image_shape: (h, w, c).
-        identity: names and sizes of the files they come from; "" where none do.
+      read: any int rows [b] → uint8 [b, h, w, c]; called from several threads at once.
+      rows: int [n], by which `read` knows each image.
+      image_shape: (h, w, c).
+      identity: names and sizes of the files they come from; "" where none do.
 
     Example:
-        >>> array = np.arange(24, dtype=np.uint8).reshape(6, 2, 2, 1)
-        >>> images = view(array, np.array([5, 0, 3]))
-        >>> images.shape, images[-1].ravel().tolist(), images[:2].shape
-        ((3, 2, 2, 1), [12, 13, 14, 15], (2, 2, 2, 1))
+      >>> array = np.arange(24, dtype=np.uint8).reshape(6, 2, 2, 1)
+      >>> images = view(array, np.array([5, 0, 3]))
+      >>> images.shape, images[-1].ravel().tolist(), images[:2].shape
+      ((3, 2, 2, 1), [12, 13, 14, 15], (2, 2, 2, 1))
     """
 
     read: Callable[[np.ndarray], np.ndarray]
@@ -60,11 +60,11 @@ class ImageSet(NamedTuple):
     """A whole image set, still uint8: scaling it is the device's work.
 
     Attributes:
-        images: uint8 [n, h, w, c], decoded in memory or read when they are indexed.
-        labels: int32 [n], values 0 .. len(class_names) - 1, or None where the set has no labels.
-        class_names: one printable name a class; () without labels.
-        description: one line for provenance.
-        skipped: one printable line for each file that was left out, with its reason.
+      images: uint8 [n, h, w, c], decoded in memory or read when they are indexed.
+      labels: int32 [n], values 0 .. len(class_names) - 1, or None where the set has no labels.
+      class_names: one printable name a class; () without labels.
+      description: one line for provenance.
+      skipped: one printable line for each file that was left out, with its reason.
     """
 
     images: np.ndarray | LazyImages
@@ -80,12 +80,12 @@ def digits() -> ImageSet:
     The original intensities 0 .. 16 are stretched to 0 .. 255.
 
     References:
-        E. Alpaydin, C. Kaynak, Optical Recognition of Handwritten Digits, UCI Machine Learning
-        Repository, 1998, https://doi.org/10.24432/C50P49 (the test part of it).
+      E. Alpaydin, C. Kaynak, Optical Recognition of Handwritten Digits, UCI Machine Learning
+      Repository, 1998, https://doi.org/10.24432/C50P49 (the test part of it).
 
     Example:
-        >>> digits().images.shape
-        (1797, 8, 8, 1)
+      >>> digits().images.shape
+      (1797, 8, 8, 1)
     """
     from sklearn.datasets import load_digits
 
@@ -103,8 +103,8 @@ def describe_images(images: np.ndarray | LazyImages) -> str:
     """Count and shape in words.
 
     Example:
-        >>> describe_images(np.zeros((60_000, 32, 32, 3), np.uint8))
-        '60,000 images of 32×32×3'
+      >>> describe_images(np.zeros((60_000, 32, 32, 3), np.uint8))
+      '60,000 images of 32×32×3'
     """
     n, *shape = images.shape
     return f"{n:,} image{'s' if n != 1 else ''} of {'×'.join(map(str, shape))}"
@@ -117,8 +117,8 @@ def printable(name: str) -> str:
     hold; line breaks and direction marks would garble a listing.
 
     Example:
-        >>> printable("caf\udce9\n")
-        'caf\\udce9\\n'
+      >>> printable("caf\udce9\n")
+      'caf\\udce9\\n'
     """
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
 

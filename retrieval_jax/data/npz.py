@@ -16,19 +16,19 @@ def from_npz(path: str | Path) -> ImageSet:
     """Reads images, and where they are there labels and class names, from one `.npz` file.
 
     Args:
-        path: a file as `numpy.savez` or `numpy.savez_compressed` writes it, with the arrays
-            `images`, uint8 [n, h, w] or [n, h, w, c];
-            `labels`, optional, integers [n], none negative;
-            `class_names`, optional with labels, strings [c]: label i is called `class_names[i]`.
-            Without names the distinct labels in ascending order become the classes 0 .. c - 1, and
-            each is called by its original number, so {3, 7} is two classes called "3" and "7".
+      path: a file as `numpy.savez` or `numpy.savez_compressed` writes it, with the arrays
+        `images`, uint8 [n, h, w] or [n, h, w, c];
+        `labels`, optional, integers [n], none negative;
+        `class_names`, optional with labels, strings [c]: label i is called `class_names[i]`.
+        Without names the distinct labels in ascending order become the classes 0 .. c - 1, and
+        each is called by its original number, so {3, 7} is two classes called "3" and "7".
 
     Returns:
-        The image set; images [n, h, w] get one channel.
+      The image set; images [n, h, w] get one channel.
 
     Raises:
-        UserError: the file isn't there or isn't an .npz, is damaged, would have to be unpickled,
-            holds no image, or an array is missing, unknown, or of a wrong type, shape or range.
+      UserError: the file isn't there or isn't an .npz, is damaged, would have to be unpickled,
+        holds no image, or an array is missing, unknown, or of a wrong type, shape or range.
     """
     path = Path(os.path.expanduser(path))
     shown = printable(str(path))

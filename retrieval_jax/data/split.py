@@ -13,9 +13,9 @@ class Split(NamedTuple):
     """Indices of images, int64, disjoint, in shuffled order, together every image once.
 
     Attributes:
-        fit: the gallery images that train the model.
-        validation: the rest of the gallery, for the loss curves.
-        queries: the images that are searched for.
+      fit: the gallery images that train the model.
+      validation: the rest of the gallery, for the loss curves.
+      queries: the images that are searched for.
     """
 
     fit: np.ndarray
@@ -44,23 +44,23 @@ def split(
     version, so a seed means the same split everywhere.
 
     Args:
-        labels: integers [count], any values; None splits without regard to classes.
-        count: number of images.
-        queries: number of queries, exactly.
-        seed: a non-negative integer.
-        validation_fraction: share of the gallery that validates, in [0, 1).
+      labels: integers [count], any values; None splits without regard to classes.
+      count: number of images.
+      queries: number of queries, exactly.
+      seed: a non-negative integer.
+      validation_fraction: share of the gallery that validates, in [0, 1).
 
     Returns:
-        The split.
+      The split.
 
     Raises:
-        UserError: no query or no gallery would be left; fewer queries (or gallery images) than
-            classes; a class with one image only; a seed or fraction out of range.
+      UserError: no query or no gallery would be left; fewer queries (or gallery images) than
+        classes; a class with one image only; a seed or fraction out of range.
 
     Example:
-        >>> parts = split(np.array([0] * 60 + [1] * 40), count=100, queries=10, seed=0)
-        >>> len(parts.fit), len(parts.validation), int(np.sum(parts.queries >= 60))
-        (72, 18, 4)
+      >>> parts = split(np.array([0] * 60 + [1] * 40), count=100, queries=10, seed=0)
+      >>> len(parts.fit), len(parts.validation), int(np.sum(parts.queries >= 60))
+      (72, 18, 4)
     """
     if not 0 < queries < count:
         raise UserError(

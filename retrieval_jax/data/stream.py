@@ -22,21 +22,21 @@ def batches(
     the same batches from there on.
 
     Args:
-        images: where they come from, [n, h, w, c].
-        order: int [m], rows of `images`.
-        batch: images a batch, at least 1.
-        start: the first batch to yield; those before it are not read.
+      images: where they come from, [n, h, w, c].
+      order: int [m], rows of `images`.
+      batch: images a batch, at least 1.
+      start: the first batch to yield; those before it are not read.
 
     Yields:
-        uint8 [batch, h, w, c]; the last may be shorter.
+      uint8 [batch, h, w, c]; the last may be shorter.
 
     Example:
-        >>> images = np.arange(5, dtype=np.uint8).reshape(5, 1, 1, 1)
-        >>> order = np.array([4, 0, 2, 1, 3])
-        >>> [part.ravel().tolist() for part in batches(images, order, 2, start=1)]
-        [[2, 1], [3]]
+      >>> images = np.arange(5, dtype=np.uint8).reshape(5, 1, 1, 1)
+      >>> order = np.array([4, 0, 2, 1, 3])
+      >>> [part.ravel().tolist() for part in batches(images, order, 2, start=1)]
+      [[2, 1], [3]]
     """
-    import grain  # takes as long to import as JAX, and a run in memory may not need it
+    import grain  # takes as long to import as JAX, which a run should not wait for at its start
 
     parts = -(-batch // _PART)  # of every batch
 

@@ -30,18 +30,18 @@ def from_tfds(name: str, directory: str | Path, streaming: bool = False) -> Imag
     user's cache (see `cached`), which is rebuilt when a file of the set has changed.
 
     Args:
-        name: as TFDS writes it: "cifar10", "mnist:3.0.1", "set/config".
-        directory: TFDS data directory, which holds `name/version/` or `name/config/version/`.
-        streaming: read an image when it is indexed rather than all of them now.
+      name: as TFDS writes it: "cifar10", "mnist:3.0.1", "set/config".
+      directory: TFDS data directory, which holds `name/version/` or `name/config/version/`.
+      streaming: read an image when it is indexed rather than all of them now.
 
     Returns:
-        The image set, images as they are stored: uint8 [n, h, w, c] with c 1, 3 or 4.
+      The image set, images as they are stored: uint8 [n, h, w, c] with c 1, 3 or 4.
 
     Raises:
-        UserError: no such directory or set; the set is incomplete, damaged or in a format without
-            random access; it has no single pair of image and class label, images that aren't
-            uint8 or differ in shape, or no label at all. With `streaming`, an image that is damaged
-            or of another shape is only found when it is read.
+      UserError: no such directory or set; the set is incomplete, damaged or in a format without
+        random access; it has no single pair of image and class label, images that aren't
+        uint8 or differ in shape, or no label at all. With `streaming`, an image that is damaged
+        or of another shape is only found when it is read.
     """
     root = Path(os.path.expanduser(directory))
     if not root.is_dir():

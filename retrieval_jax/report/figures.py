@@ -105,10 +105,10 @@ def loss_curves(history: Sequence[Mapping[str, Any]], path: str | Path) -> None:
     """Draws each term of the objective by epoch, fit and validation, one panel a term.
 
     Args:
-        history: epochs as in `results.json`: "epoch", and "fit" and "validation" that map a
-            term's name to its value. A term may miss on either side; a value may be None or NaN
-            (a gap). An empty history gives a figure that says so.
-        path: the PNG to write.
+      history: epochs as in `results.json`: "epoch", and "fit" and "validation" that map a
+        term's name to its value. A term may miss on either side; a value may be None or NaN
+        (a gap). An empty history gives a figure that says so.
+      path: the PNG to write.
 
     A panel has a logarithmic axis where all its values are positive and span a factor above 3.
     """
@@ -164,13 +164,13 @@ def reconstructions(images: np.ndarray, reconstructions: np.ndarray, path: str |
     """Draws the first ten images above their reconstructions.
 
     Args:
-        images: uint8, or floats in [0, 1], [n, h, w, c]; three channels are RGB, any other
-            number is shown as the grey of their mean.
-        reconstructions: the same shape; values outside [0, 1] are clipped.
-        path: the PNG to write.
+      images: uint8, or floats in [0, 1], [n, h, w, c]; three channels are RGB, any other
+        number is shown as the grey of their mean.
+      reconstructions: the same shape; values outside [0, 1] are clipped.
+      path: the PNG to write.
 
     Raises:
-        ValueError: the two differ in shape, or there is no image.
+      ValueError: the two differ in shape, or there is no image.
     """
     if images.shape != reconstructions.shape or images.ndim != 4 or not len(images):
         raise ValueError(
@@ -204,14 +204,14 @@ def embedding_map(
     The legend names the first 40 classes and says how many there are besides.
 
     Args:
-        positions: [n, 2].
-        labels: class indices [n], or None: all points alike.
-        class_names: one a class; an index beyond them is shown as "class i".
-        path: the PNG to write.
-        title: one line above the map.
+      positions: [n, 2].
+      labels: class indices [n], or None: all points alike.
+      class_names: one a class; an index beyond them is shown as "class i".
+      path: the PNG to write.
+      title: one line above the map.
 
     Raises:
-        ValueError: positions that are not [n, 2], or labels of another length.
+      ValueError: positions that are not [n, 2], or labels of another length.
     """
     positions = np.asarray(positions)
     if positions.ndim != 2 or positions.shape[1] != 2:
@@ -303,17 +303,17 @@ def retrieval_rows(
     frame and a cross, each with its class name.
 
     Args:
-        queries: images [q, h, w, c] as in `reconstructions`.
-        neighbours: images [q, r, h, w, c].
-        query_labels: class indices [q], or None.
-        neighbour_labels: class indices [q, r], or None.
-        class_names: one a class; an index beyond them is shown as "class i".
-        path: the PNG to write.
-        found: bool [q, r], False where there is no such neighbour (its index is -1): an empty
-            cell. None: all were found.
+      queries: images [q, h, w, c] as in `reconstructions`.
+      neighbours: images [q, r, h, w, c].
+      query_labels: class indices [q], or None.
+      neighbour_labels: class indices [q, r], or None.
+      class_names: one a class; an index beyond them is shown as "class i".
+      path: the PNG to write.
+      found: bool [q, r], False where there is no such neighbour (its index is -1): an empty
+        cell. None: all were found.
 
     Raises:
-        ValueError: shapes that don't belong together, or no query.
+      ValueError: shapes that don't belong together, or no query.
     """
     count, rank = neighbours.shape[:2]
     expected = (len(queries), rank, *queries.shape[1:])

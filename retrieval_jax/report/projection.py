@@ -11,21 +11,21 @@ def tsne(embeddings: np.ndarray, seed: int, *, perplexity: float = 30.0) -> np.n
     About 40 s for 10,000 x 128 on two CPU cores; pass a subsample of a large set.
 
     Args:
-        embeddings: finite floats [n, d], n and d of any size.
-        seed: of the jitter and of the approximate neighbour search.
-        perplexity: effective number of neighbours; lowered to (n - 1) / 3 for small n.
+      embeddings: finite floats [n, d], n and d of any size.
+      seed: of the jitter and of the approximate neighbour search.
+      perplexity: effective number of neighbours; lowered to (n - 1) / 3 for small n.
 
     Returns:
-        Positions float32 [n, 2]. Fewer than five points, or points that are all equal, have no
-        neighbourhoods to keep: these get their principal components (zeros when all are equal).
+      Positions float32 [n, 2]. Fewer than five points, or points that are all equal, have no
+      neighbourhoods to keep: these get their principal components (zeros when all are equal).
 
     Raises:
-        ValueError: embeddings that are not [n, d] or not finite.
+      ValueError: embeddings that are not [n, d] or not finite.
 
     References:
-        van der Maaten and Hinton, "Visualizing Data using t-SNE", JMLR 2008;
-        Linderman et al., "Fast interpolation-based t-SNE", Nature Methods 2019;
-        Policar et al., "openTSNE", JSS 2024.
+      van der Maaten and Hinton, "Visualizing Data using t-SNE", JMLR 2008;
+      Linderman et al., "Fast interpolation-based t-SNE", Nature Methods 2019;
+      Policar et al., "openTSNE", JSS 2024.
 
     >>> tsne(np.eye(3), seed=0).shape
     (3, 2)

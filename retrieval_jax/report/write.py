@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from retrieval_jax.data.images import ImageSet
 from retrieval_jax.data.split import Split
-from retrieval_jax.report import html
+from retrieval_jax.report import run_page
 from retrieval_jax.report.projection import tsne
 
 _SHOWN = 5  # neighbours in a retrieval row, as in the 2020 report
@@ -82,4 +82,4 @@ def write_figures(
 
 def write_report(workdir: Path, results: dict[str, Any], paths: dict[str, Path]) -> None:
     """Writes `workdir/report.html`, one file that needs no other."""
-    html.write_report(results, paths, workdir / "report.html")
+    run_page.write_report(results, paths, workdir / "report.html")
