@@ -71,7 +71,8 @@ def ours(images: np.ndarray, labels: np.ndarray, hint: bool, batch: int) -> Work
     def embed(variables: Any, rows: jax.Array) -> jax.Array:
         return recipe.model.apply(variables, as_float(rows), method="embed")
 
-    return Work(epoch, lambda: devices.map_rows(embed, state.variables, images, 512))
+    rows = devices.on_rows(embed)
+    return Work(epoch, lambda: devices.map_rows(rows, state.variables, images, 512))
 
 
 def by_torch(images: np.ndarray, labels: np.ndarray, hint: bool, batch: int) -> Work:

@@ -118,8 +118,9 @@ def check(c: ConfigDict) -> None:
     _one_of("training.precision", c.training.precision, ("float32", "bfloat16"))
     _one_of("optimizer.name", c.optimizer.name, tuple(KEYS))
     _one_of("optimizer.decay", c.optimizer.decay, ("none", "linear", "cosine"))
+    unchanged = default().optimizer
     for key in sorted(set().union(*KEYS.values()) - KEYS[c.optimizer.name]):
-        if c.optimizer[key] != default().optimizer[key]:
+        if c.optimizer[key] != unchanged[key]:
             takers = ", ".join(name for name, keys in KEYS.items() if key in keys)
             raise UserError(
                 f"optimizer.{key} is {c.optimizer[key]} but optimizer.name is "

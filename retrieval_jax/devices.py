@@ -115,6 +115,20 @@ def round_up(batch: int) -> int:
     return -(-batch // count()) * count()
 
 
+def on_rows(function: Callable[[Any, jax.Array], jax.Array]) -> Callable:
+    """Maps (parameters, [b, …]) → [b, …], each row on its own, for `map_rows`; compiled once.
+
+    Every process gets the results of all devices.
+    """
+    several = jax.process_count() > 1
+
+    def on_all(parameters: Any, part: jax.Array) -> jax.Array:
+        result = function(parameters, part)
+        return jax.lax.all_gather(result, AXIS) if several else result
+
+    return mapped(on_all)
+
+
 def map_rows(
     function: Callable[[Any, jax.Array], jax.Array],
     parameters: Any,
@@ -128,7 +142,7 @@ def map_rows(
     reads the rows of its own devices and gets the results of all.
 
     Args:
-      function: (parameters, [b, …]) → [b, …], each row on its own.
+      function: of `on_rows`.
       parameters: on every device.
       rows: [n, …] on the host, n ≥ 0, or images that are read when they are needed.
       batch: rows of one call over all devices; rounded up to a multiple of the devices.
@@ -137,20 +151,13 @@ def map_rows(
       [n, …] on the host.
     """
     batch = round_up(batch)
-
-    def on_all(parameters: Any, part: jax.Array) -> jax.Array:
-        result = function(parameters, part)
-        # In a row, as the devices' shares of the batch are; every process fetches its own copy.
-        return result if processes == 1 else jax.lax.all_gather(result, AXIS)
-
-    processes = jax.process_count()
-    call = mapped(on_all)
+    several = jax.process_count() > 1
     results: list[np.ndarray] = []
     pending: list[tuple[jax.Array, int]] = []
 
     def fetch() -> None:
         value, real = pending.pop(0)
-        whole = np.asarray(value) if processes == 1 else from_first_device(value)
+        whole = from_first_device(value) if several else np.asarray(value)
         results.append(whole.reshape(batch, *whole.shape[2:])[:real])
         progress.update(real)
 
@@ -164,7 +171,7 @@ def map_rows(
             if real.any():
                 part[real] = next(parts)
             shared = part.reshape(local_count(), -1, *part.shape[1:])
-            pending.append((call(parameters, shared), min(batch, len(rows) - step * batch)))
+            pending.append((function(parameters, shared), min(batch, len(rows) - step * batch)))
             if len(pending) > 1:
                 fetch()
         fetch()

@@ -16,7 +16,7 @@ import numpy as np
 
 from retrieval_jax.cluster_index import ClusterIndex, completed
 from retrieval_jax.errors import UserError
-from retrieval_jax.workdir import replacing
+from retrieval_jax.files import replacing
 
 _MAGIC = b"RJXINDEX"
 _VERSION = 1

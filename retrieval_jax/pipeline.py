@@ -23,13 +23,15 @@ from retrieval_jax.compilation import keep_programs
 from retrieval_jax.data.images import ImageSet, LazyImages, view
 from retrieval_jax.data.split import Split, split
 from retrieval_jax.errors import Interrupted, UserError
+from retrieval_jax.files import checksum, write_json, writing
 from retrieval_jax.interruption import Interruption
 from retrieval_jax.kmeans import predict
 from retrieval_jax.models import AutoEncoder, unit_norm
 from retrieval_jax.progress import say
 from retrieval_jax.randomness import key_for
 from retrieval_jax.ranking import Neighbours
-from retrieval_jax.report.write import write_figures, write_report
+from retrieval_jax.report.run_page import write_report
+from retrieval_jax.report.write import write_figures
 from retrieval_jax.results import left_out, of_clustering, of_provenance, of_training
 from retrieval_jax.stages import kept, read_results
 from retrieval_jax.training.checkpoints import Checkpoints
@@ -37,7 +39,7 @@ from retrieval_jax.training.feed import DataSet
 from retrieval_jax.training.logs import MetricLog
 from retrieval_jax.training.loop import Watch, train
 from retrieval_jax.training.step import TrainState, as_float
-from retrieval_jax.workdir import checksum, claim, open_workdir, write_json, writing
+from retrieval_jax.workdir import claim, open_workdir
 
 STAGES = ("data", "train", "embed", "cluster", "score", "rank", "report")
 
@@ -155,7 +157,7 @@ def run(
         }
         if hosts.is_first():
             with writing(workdir):
-                write_report(workdir, results, figures)
+                write_report(results, figures, workdir / "report.html")
             write_json(workdir / "results.json", results)  # last: with it the run is complete
     return results
 
@@ -259,7 +261,9 @@ def embed_all(
     rows = np.concatenate([parts.gallery, parts.queries])
     variables = devices.on_every_device(state.variables)
     images = view(data.images, rows)
-    embedded = devices.map_rows(embed, variables, images, config.embedding.batch_size)
+    embedded = devices.map_rows(
+        devices.on_rows(embed), variables, images, config.embedding.batch_size
+    )
     return Embeddings(*np.split(embedded, [len(parts.gallery)]))
 
 
@@ -274,7 +278,7 @@ def reconstruct_examples(
 
     images = data.images[parts.queries[: config.report.examples]]
     variables = devices.on_every_device(state.variables)
-    return devices.map_rows(reconstruct, variables, images, len(images))
+    return devices.map_rows(devices.on_rows(reconstruct), variables, images, len(images))
 
 
 def cluster(config: ConfigDict, embeddings: Embeddings) -> dict[str, np.ndarray]:

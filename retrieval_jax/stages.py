@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from retrieval_jax import hosts
+from retrieval_jax.files import write_arrays
 from retrieval_jax.progress import say
-from retrieval_jax.workdir import write_arrays
 
 
 def kept(

@@ -17,9 +17,8 @@ def test_several_devices_are_there():
 def test_map_rows_equals_plain_numpy(rows, batch):
     data = np.random.default_rng(0).integers(0, 256, (rows, 3, 2), np.uint8)
     factor = np.float32(1.5)
-    result = devices.map_rows(
-        lambda factor, part: factor * part.sum(1), devices.on_every_device(factor), data, batch
-    )
+    scaled = devices.on_rows(lambda factor, part: factor * part.sum(1))
+    result = devices.map_rows(scaled, devices.on_every_device(factor), data, batch)
     np.testing.assert_array_equal(result, factor * data.sum(1))
 
 
@@ -38,7 +37,9 @@ def test_map_rows_reads_a_few_batches_at_a_time():
         return part.astype("f4").mean((1, 2, 3))
 
     lazy = LazyImages(images, np.arange(1000), shape)
-    result = devices.map_rows(mean, devices.on_every_device(np.float32(0)), lazy, 32)
+    result = devices.map_rows(
+        devices.on_rows(mean), devices.on_every_device(np.float32(0)), lazy, 32
+    )
     np.testing.assert_array_equal(result, np.arange(1000) % 256)
 
 

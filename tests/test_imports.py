@@ -36,6 +36,7 @@ LAYERS = [
         "randomness",
         "progress",
         "provenance",
+        "files",
         "workdir",
         "augment",
         "compilation",

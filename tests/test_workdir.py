@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from retrieval_jax.errors import UserError
-from retrieval_jax.workdir import claim, write_arrays, write_json
+from retrieval_jax.files import write_arrays, write_json
+from retrieval_jax.workdir import claim
 
 
 def test_the_same_content_claims_again_and_another_is_refused(tmp_path):

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
+from retrieval_jax.files import write_arrays
 from retrieval_jax.progress import say
-from retrieval_jax.workdir import write_arrays
 
 _LARGEST = 1 << 30  # bytes; what takes more is decoded at every start, or should stream
 _FORMAT = 1  # to be raised when the decoding changes

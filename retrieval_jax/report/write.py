@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from retrieval_jax.data.images import ImageSet
 from retrieval_jax.data.split import Split
-from retrieval_jax.report import run_page
 from retrieval_jax.report.projection import tsne
 
 _SHOWN = 5  # neighbours in a retrieval row, as in the 2020 report
@@ -78,8 +76,3 @@ def write_figures(
         positions = tsne(embeddings[sample], config.seed)
         figures.embedding_map(positions, labels, data.class_names, path)
     return paths
-
-
-def write_report(workdir: Path, results: dict[str, Any], paths: dict[str, Path]) -> None:
-    """Writes `workdir/report.html`, one file that needs no other."""
-    run_page.write_report(results, paths, workdir / "report.html")

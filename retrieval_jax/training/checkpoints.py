@@ -16,9 +16,9 @@ from orbax.checkpoint import checkpoint_managers
 
 from retrieval_jax import hosts
 from retrieval_jax.errors import UserError
+from retrieval_jax.files import checksum
 from retrieval_jax.progress import say
 from retrieval_jax.training.step import TrainState
-from retrieval_jax.workdir import checksum
 
 
 class Record(NamedTuple):
@@ -80,9 +80,7 @@ class Checkpoints:
                 int(state.step),
                 args=ocp.args.Composite(
                     state=ocp.args.StandardSave(fields),
-                    record=ocp.args.JsonSave(
-                        record._asdict() | {"checksum": _checksum(fields, record)}
-                    ),
+                    record=ocp.args.JsonSave(content),
                 ),
                 metrics=None if loss is None else {"loss": loss},
             )
