@@ -130,7 +130,7 @@ def on_rows(function: Callable[[Any, jax.Array], jax.Array]) -> Callable:
 
 
 def map_rows(
-    function: Callable[[Any, jax.Array], jax.Array],
+    function: Callable[[Any, np.ndarray], jax.Array],
     parameters: Any,
     rows: np.ndarray | LazyImages,
     batch: int,
