@@ -72,7 +72,7 @@ def ours(images: np.ndarray, labels: np.ndarray, hint: bool, batch: int) -> Work
         return recipe.model.apply(variables, as_float(rows), method="embed")
 
     rows = devices.on_rows(embed)
-    return Work(epoch, lambda: devices.map_rows(rows, state.variables, images, 512))
+    return Work(epoch, lambda: devices.map_rows(rows, state.variables, images, batch))
 
 
 def by_torch(images: np.ndarray, labels: np.ndarray, hint: bool, batch: int) -> Work:
@@ -122,7 +122,7 @@ def by_torch(images: np.ndarray, labels: np.ndarray, hint: bool, batch: int) -> 
     @torch.inference_mode()
     def embed() -> np.ndarray:
         model.eval()
-        return torch.cat([encoder(part).mean((2, 3)) for part in pixels.split(512)]).numpy()
+        return torch.cat([encoder(part).mean((2, 3)) for part in pixels.split(batch)]).numpy()
 
     return Work(epoch, embed)
 
@@ -162,7 +162,7 @@ def by_keras(images: np.ndarray, labels: np.ndarray, hint: bool, batch: int) -> 
     encoder = keras.Model(inputs, embedding)
     return Work(
         lambda: model.fit(pixels, targets, batch_size=batch, verbose=0),
-        lambda: encoder.predict(pixels, batch_size=512, verbose=0),
+        lambda: encoder.predict(pixels, batch_size=batch, verbose=0),
     )
 
 
@@ -193,8 +193,10 @@ def main() -> None:
             steps = len(few[0]) // batch
             name = f"{'hint' if hint else 'vanilla'}, {steps} steps of {batch}"
             show(name, {peer: of.steps for peer, of in work.items()}, steps * batch)
-    work = {name: make(images, labels, True, 128) for name, make in makers.items()}
-    show(f"embedding {len(images):,} images", {n: of.embed for n, of in work.items()}, len(images))
+    for batch in (128, 512):
+        work = {name: make(images, labels, True, batch) for name, make in makers.items()}
+        name = f"embedding {len(images):,} images by {batch}"
+        show(name, {peer: of.embed for peer, of in work.items()}, len(images))
 
 
 if __name__ == "__main__":

@@ -90,7 +90,7 @@ def default() -> ConfigDict:
 
     c.embedding = embedding = ConfigDict()
     embedding.normalize = False  # scale each embedding to length 1
-    embedding.batch_size = 512  # images a call, over all devices; validation uses it too
+    embedding.batch_size = 128  # images a call, over all devices; validation uses it too
 
     c.clustering = clustering = ConfigDict()
     clustering.k = 10  # clusters

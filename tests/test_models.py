@@ -16,6 +16,7 @@ from retrieval_jax.models import (
     Encoder,
     Head,
     conv_from_narrow,
+    conv_mean,
     conv_to_narrow,
     unit_norm,
     upsample_conv,
@@ -134,6 +135,11 @@ def test_bfloat16_computes_within_its_rounding_and_keeps_the_rest_in_float32():
     images = jax.random.uniform(jax.random.key(1), (4, 8, 8, 3))
     variables = initial(AutoEncoder(Encoder((8,), 12), Decoder((8,), 3)), (1, 8, 8, 3))
     gradients, outputs, updates = results(jnp.float32)
+    coarse = AutoEncoder(Encoder((8,), 12, dtype=jnp.bfloat16), Decoder((8,), 3))
+    embedding = coarse.apply(variables, images, method="embed")
+    averaged = coarse.apply(variables, images).embedding
+    assert embedding.dtype == jnp.float32
+    assert 0 < np.abs(embedding - averaged).max() < 0.03 * np.abs(averaged).max()
     rounded_gradients, rounded_outputs, rounded_updates = rounded = results(jnp.bfloat16)
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(rounded))
     for name in ("embedding", "reconstruction"):
@@ -159,10 +165,15 @@ def plain_upsample_conv(images, kernel):
     return plain_conv(images.repeat(2, 1).repeat(2, 2), kernel)
 
 
+def plain_conv_mean(images, kernel):
+    return plain_conv(images, kernel).mean((1, 2))
+
+
 FORMS = [
     (upsample_conv, plain_upsample_conv),
     (conv_from_narrow, plain_conv),
     (conv_to_narrow, plain_conv),
+    (conv_mean, plain_conv_mean),
 ]
 
 

@@ -8,7 +8,13 @@ from retrieval_jax.models.autoencoder import (
     Outputs,
     unit_norm,
 )
-from retrieval_jax.models.conv import Conv3x3, conv, conv_from_narrow, conv_to_narrow
+from retrieval_jax.models.conv import (
+    Conv3x3,
+    conv,
+    conv_from_narrow,
+    conv_mean,
+    conv_to_narrow,
+)
 from retrieval_jax.models.upsample_conv import upsample_conv
 
 __all__ = [
@@ -20,6 +26,7 @@ __all__ = [
     "Outputs",
     "conv",
     "conv_from_narrow",
+    "conv_mean",
     "conv_to_narrow",
     "unit_norm",
     "upsample_conv",

@@ -14,7 +14,13 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from retrieval_jax.models.conv import Conv3x3, conv, conv_from_narrow, conv_to_narrow
+from retrieval_jax.models.conv import (
+    Conv3x3,
+    conv,
+    conv_from_narrow,
+    conv_mean,
+    conv_to_narrow,
+)
 from retrieval_jax.models.upsample_conv import upsample_conv
 
 
@@ -48,7 +54,8 @@ class Encoder(nn.Module):
     """Stages of convolution, BatchNorm, ReLU and 2×2 max-pool, then the bottleneck convolution.
 
     Call with images float [n, h, w, c] in [0, 1], h and w multiples of 2^len(widths); returns
-    [n, h / 2^s, w / 2^s, bottleneck] for s = len(widths).
+    [n, h / 2^s, w / 2^s, bottleneck] for s = len(widths). With `averaged`, float32 [n, bottleneck],
+    the average of that over its positions, for a fraction of the bottleneck's work.
 
     Attributes:
       widths: features of each stage.
@@ -69,7 +76,7 @@ class Encoder(nn.Module):
     dtype: jax.typing.DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
+    def __call__(self, images: jax.Array, train: bool = False, averaged: bool = False) -> jax.Array:
         height, width = images.shape[1:3]
         stride = 2 ** len(self.widths)
         if height % stride or width % stride:
@@ -84,7 +91,8 @@ class Encoder(nn.Module):
             x = Conv3x3(features, convolve, self.dtype, name=f"conv{i}")(x)
             x = _normalise_relu(self, x, train, f"norm{i}")
             x = _max_pool_2x2(x)
-        return Conv3x3(self.bottleneck, conv, self.dtype, name="bottleneck")(x)
+        convolve = conv_mean if averaged else conv
+        return Conv3x3(self.bottleneck, convolve, self.dtype, name="bottleneck")(x)
 
 
 class Decoder(nn.Module):
@@ -172,4 +180,4 @@ class AutoEncoder(nn.Module):
 
     def embed(self, images: jax.Array) -> jax.Array:
         """Embeddings [n, bottleneck] by the encoder alone, with the running statistics."""
-        return self.encoder(images).mean((1, 2), jnp.float32)
+        return self.encoder(images, averaged=True)

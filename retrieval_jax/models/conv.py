@@ -81,6 +81,36 @@ def _backward(residuals, cotangent):
 conv_to_narrow.defvjp(_forward, _backward)
 
 
+def conv_mean(images: jax.Array, kernel: jax.Array) -> jax.Array:
+    """The average over all positions of `conv`'s output, without that output.
+
+    Averaging goes before the products: a tap's share is its weight times the sum of the pixels it
+    meets, which are all but a border row or column. One product a tap is left for a whole image.
+
+    Args:
+      images: float [n, h, w, ci].
+      kernel: float [3, 3, ci, co].
+
+    Returns:
+      float32 [n, co].
+
+    Example:
+      >>> conv_mean(jnp.ones((1, 2, 3, 1)), jnp.ones((3, 3, 1, 1))).tolist()
+      [[4.666666507720947]]
+    """
+
+    def by_tap(x: jax.Array, axis: int) -> jax.Array:
+        """Sums along the axis of what its three taps meet, in its place."""
+        size = x.shape[axis]
+        bounds = ((0, size - 1), (0, size), (1, size))
+        parts = [lax.slice_in_dim(x, *at, axis=axis).sum(axis, jnp.float32) for at in bounds]
+        return jnp.stack(parts, axis)
+
+    n, height, width, _ = images.shape
+    met = by_tap(by_tap(images, 1), 2).reshape(n, -1)
+    return met @ kernel.reshape(met.shape[1], -1) / (height * width)
+
+
 class Conv3x3(nn.Module):
     """A 3×3 convolution with bias; its parameters `kernel` and `bias` are those of `nn.Conv`.
 
