@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 RUNS   := runs/quickstart
 TPU    := .venv-tpu
 
-.PHONY: run test check bench tpu-check format clean
+.PHONY: run test check bench chaos tpu-check format clean
 
 run: $(VENV)/installed
 	$(BIN)/python -m retrieval_jax.main --config=configs/quickstart.py:vanilla --workdir=$(RUNS)/vanilla
@@ -26,6 +26,9 @@ bench: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	$(BIN)/python -m benchmarks.retrieval $(if $(EMBEDDINGS),--embeddings $(EMBEDDINGS))
 	$(BIN)/python -m benchmarks.training
+
+chaos: $(VENV)/installed
+	$(BIN)/python -m experiments.chaos
 
 # Real TPU executables without a TPU; libtpu has an environment to itself, or JAX would look for one.
 tpu-check: $(TPU)/installed

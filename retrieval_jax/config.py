@@ -22,8 +22,9 @@ def default() -> ConfigDict:
     # Compiled programs, for the next run; JAX_COMPILATION_CACHE_DIR, where it is set, goes before.
     c.compilation_cache = "~/.cache/retrieval_jax"  # their directory; "": they are not kept
 
-    # The processes of one run, a host each. On TPU slices and under Slurm they find each other;
-    # elsewhere each is told. It may be another number when a run is resumed.
+    # The processes of one run, a host each. On TPU slices, under Slurm and, with the package
+    # kubernetes, in Indexed Jobs they find each other; elsewhere each is told. A run may be resumed
+    # with another number.
     c.distributed = distributed = ConfigDict()
     distributed.coordinator = ""  # HOST:PORT of process 0, which opens the port; "": as said above
     distributed.processes = 0  # how many there are; 0: as said above

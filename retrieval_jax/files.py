@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import jax
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -32,25 +31,20 @@ def write_arrays(path: Path, **arrays: ArrayLike) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file to write that takes the place of `path` once it is whole.
-
-    Raises:
-      UserError: it can't be written.
-    """
+    """A file to write that takes the place of `path` once it is whole."""
     # Two runs that fill the same cache must not write the same file.
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with writing(path):
-            with temporary.open("wb") as file:
-                yield file
-            temporary.replace(path)
+        with temporary.open("wb") as file:
+            yield file
+        temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Around what writes a file or in a directory: where that fails, one sentence says so.
+def in_one_sentence(path: Path) -> Iterator[None]:
+    """Around work on files in `path`: where that fails, one sentence says so.
 
     Raises:
       UserError: the disk is full, the directory is gone, or any other `OSError`.
@@ -59,8 +53,8 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(
-            f"{str(path)!r} can't be written ({error.strerror or error}); mend that, and the same "
-            "command goes on from here"
+            f"{str(error.filename or path)!r} can't be read or written "
+            f"({error.strerror or error}); mend that, and the same command goes on from here"
         ) from error
 
 
@@ -71,6 +65,8 @@ def checksum(tree: Any) -> int:
       >>> checksum([np.zeros(2), np.ones(3)]) == checksum([np.zeros(2), np.zeros(3)])
       False
     """
+    import jax  # what reads data does without
+
     value = 0
     for leaf in jax.tree.leaves(tree):
         value = zlib.crc32(np.ascontiguousarray(leaf).data, value)

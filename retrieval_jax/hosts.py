@@ -43,8 +43,8 @@ def meeting(coordinator: str, processes: int, process: int, timeout: int) -> Ite
     """Around a run's work: before it all processes meet, and what ends one of them ends all.
 
     Where an argument names a coordinator they meet there; without one `jax.distributed` finds it on
-    TPU slices and under Slurm. Anywhere else, and with one process, nothing happens. It has to come
-    before all other use of JAX.
+    TPU slices, under Slurm and, with the package `kubernetes`, in an Indexed Job. Anywhere else
+    nothing happens. It has to come before all other use of JAX.
 
     A `UserError` of one process stops every one with the same sentence; a process that is lost
     stops the others, with the exit code that says that the same command resumes.
@@ -119,10 +119,16 @@ def arrays_from_first(arrays: Mapping[str, np.ndarray] | None) -> dict[str, np.n
 def _in_cluster() -> bool:
     """Whether `jax.distributed` finds the other processes by itself, and should."""
     slurm = int(os.environ.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in os.environ
+    # In an Indexed Job, whose service account may ask for its pods.
+    kubernetes = {
+        "KUBERNETES_SERVICE_HOST",
+        "JOB_COMPLETION_INDEX",
+    } <= os.environ.keys() and importlib.util.find_spec("kubernetes") is not None
     tpu = importlib.util.find_spec("libtpu") is not None and any(
         Path("/dev").glob(pattern) for pattern in ("accel[0-9]*", "vfio/[0-9]*")
     )
-    return slurm or (tpu and os.environ.get("JAX_PLATFORMS", "tpu").startswith("tpu"))
+    tpu = tpu and os.environ.get("JAX_PLATFORMS", "tpu").startswith("tpu")
+    return slurm or kubernetes or tpu
 
 
 def _meet(coordinator: str, processes: int, process: int, timeout: int) -> None:

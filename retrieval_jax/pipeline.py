@@ -23,7 +23,7 @@ from retrieval_jax.compilation import keep_programs
 from retrieval_jax.data.images import ImageSet, LazyImages, view
 from retrieval_jax.data.split import Split, split
 from retrieval_jax.errors import Interrupted, UserError
-from retrieval_jax.files import checksum, write_json, writing
+from retrieval_jax.files import checksum, in_one_sentence, write_json
 from retrieval_jax.interruption import Interruption
 from retrieval_jax.kmeans import predict
 from retrieval_jax.models import AutoEncoder, unit_norm
@@ -87,7 +87,8 @@ def run(
         open_workdir(workdir)
         # Where the processes meet may change from start to start.
         claimed = config.to_dict() | {"distributed": None}
-        claim(workdir, "config.json", claimed)
+        with in_one_sentence(workdir):
+            claim(workdir, "config.json", claimed)
     seconds: dict[str, float] = {}
     first_step: list[float] = []  # seconds to it, where this call trains
 
@@ -96,7 +97,7 @@ def run(
         say(f"  first step after {first_step[0]:.1f} s")
 
     with tqdm(total=len(STAGES), disable=None, leave=False) as bar:
-        stage = partial(_stage, bar, seconds, interruption)
+        stage = partial(_stage, workdir, bar, seconds, interruption)
         with stage("data"):
             data, parts, classes = load(config)
             _claim_data(workdir, data)
@@ -156,15 +157,15 @@ def run(
             "provenance": of_provenance(config, data, parts, arguments),
         }
         if hosts.is_first():
-            with writing(workdir):
+            with in_one_sentence(workdir):
                 write_report(results, figures, workdir / "report.html")
-            write_json(workdir / "results.json", results)  # last: with it the run is complete
+                write_json(workdir / "results.json", results)  # last: with it the run is complete
     return results
 
 
 @contextmanager
 def _stage(
-    bar: tqdm, seconds: dict[str, float], interruption: Interruption, name: str
+    workdir: Path, bar: tqdm, seconds: dict[str, float], interruption: Interruption, name: str
 ) -> Iterator[None]:
     if interruption.asked():
         raise Interrupted
@@ -172,7 +173,8 @@ def _stage(
     if bar.disable:
         say(f"{name} …")
     start = time.perf_counter()
-    yield
+    with in_one_sentence(workdir):
+        yield
     elapsed = time.perf_counter() - start
     seconds.setdefault(name, elapsed)  # a stage that an earlier start did has set its own
     say(f"{name} done in {elapsed:.1f} s")

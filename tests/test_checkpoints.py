@@ -106,6 +106,11 @@ def test_where_all_are_damaged_training_starts_anew(tmp_path):
     assert state.step == 0 and record.history == []
 
 
+# Orbax' own threads complain of the event loop that its failed save has closed.
+orbax_complains = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+@orbax_complains
 def test_a_directory_that_vanished_is_said(tmp_path):
     checkpoints = Checkpoints(tmp_path / "checkpoints")
     shutil.rmtree(tmp_path / "checkpoints")
@@ -127,6 +132,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "--lazy", str(path)], check=True)
 
 
+@orbax_complains
 def test_a_full_disk_is_said_and_the_last_good_one_stays(small_disk):
     directory = small_disk / "checkpoints"
     save(directory, [0.5])

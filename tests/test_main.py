@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import struct
 import subprocess
@@ -57,26 +58,24 @@ def figures_of_merit(workdir):
 def test_the_scores_are_scikit_learns(whole):
     results = results_of(whole)
     embeddings, found = np.load(whole / "embeddings.npz"), np.load(whole / "neighbours.npz")
+    clusters = np.load(whole / "clusters.npz")
     from retrieval_jax.data.images import digits
 
     labels = digits().labels
     assert len(found["gallery"]) == 1707 and len(found["queries"]) == 90
     assert not set(found["gallery"]) & set(found["queries"])
     for part in ("gallery", "queries"):
-        truth, clusters = (
-            labels[found[part]],
-            found[f"{'query' if part == 'queries' else part}_clusters"],
-        )
+        truth, cells = labels[found[part]], clusters[part]
         scores = results["clustering"][part]
         assert scores["nmi"] == pytest.approx(
-            sklearn_metrics.normalized_mutual_info_score(truth, clusters)
+            sklearn_metrics.normalized_mutual_info_score(truth, cells)
         )
-        assert scores["ri"] == pytest.approx(sklearn_metrics.rand_score(truth, clusters))
-        assert scores["ari"] == pytest.approx(sklearn_metrics.adjusted_rand_score(truth, clusters))
+        assert scores["ri"] == pytest.approx(sklearn_metrics.rand_score(truth, cells))
+        assert scores["ari"] == pytest.approx(sklearn_metrics.adjusted_rand_score(truth, cells))
     gallery, queries = embeddings["gallery"], embeddings["queries"]
-    squared = ((gallery[:, None] - found["centroids"]) ** 2).sum(2)
+    squared = ((gallery[:, None] - clusters["centroids"]) ** 2).sum(2)
     assert results["clustering"]["inertia"] == pytest.approx(squared.min(1).sum(), rel=1e-4)
-    np.testing.assert_array_equal(squared.argmin(1), found["gallery_clusters"])
+    np.testing.assert_array_equal(squared.argmin(1), clusters["gallery"])
 
     search = NearestNeighbors(n_neighbors=100, algorithm="brute").fit(gallery.astype(np.float64))
     distances, _ = search.kneighbors(queries.astype(np.float64))
@@ -88,9 +87,7 @@ def test_the_scores_are_scikit_learns(whole):
         )
         assert results["retrieval"][way]["precision@5"] == pytest.approx(right[:, :5].mean())
         assert results["retrieval"][way]["precision@100"] == pytest.approx(right.mean())
-    same_cluster = (
-        found["gallery_clusters"][found["cluster_indices"]] == found["query_clusters"][:, None]
-    )
+    same_cluster = clusters["gallery"][found["cluster_indices"]] == clusters["queries"][:, None]
     assert np.all(same_cluster | (found["cluster_indices"] < 0))
     both = [
         set(a) & set(b)
@@ -142,20 +139,34 @@ def test_event_files_say_what_the_json_says(whole):
                 assert scalars[f"{part}/{name}", row["step"]] == pytest.approx(value)
 
 
-def test_killed_and_resumed_ends_with_the_same_numbers(whole, tmp_path):
-    command = [sys.executable, "-m", "retrieval_jax.main", *arguments(tmp_path / "killed", *DIGITS)]
+@pytest.mark.parametrize(("by", "code"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 75)])
+def test_stopped_inside_an_epoch_and_resumed_ends_with_the_same_numbers(whole, tmp_path, by, code):
+    line = arguments(tmp_path / "stopped", *DIGITS, "training.checkpoint_seconds=0.0")
     environment = os.environ | {"JAX_NUM_CPU_DEVICES": "8", "JAX_PLATFORMS": "cpu"}
-    run = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
-    rows = tmp_path / "killed" / "metrics.jsonl"
+    run = subprocess.Popen(
+        [sys.executable, "-m", "retrieval_jax.main", *line],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    checkpoints = tmp_path / "stopped" / "checkpoints"
+
+    def saved():
+        names = [path.name for path in checkpoints.iterdir()] if checkpoints.exists() else []
+        return max((int(name) for name in names if name.isdigit()), default=0)
+
     deadline = time.monotonic() + 300
-    while not (rows.exists() and len(rows.read_text().splitlines()) >= 2):
+    while not (saved() > 42 and saved() % 42):  # steps an epoch
         assert run.poll() is None and time.monotonic() < deadline
-        time.sleep(0.02)
-    run.send_signal(signal.SIGKILL)
-    assert run.wait() == -signal.SIGKILL
-    assert not (tmp_path / "killed" / "results.json").exists()
-    assert main(arguments(tmp_path / "killed", *DIGITS)) == 0
-    assert figures_of_merit(tmp_path / "killed") == figures_of_merit(whole)
+        time.sleep(0.01)
+    run.send_signal(by)
+    _, said = run.communicate()
+    assert run.returncode == code and "Traceback" not in said
+    assert by == signal.SIGKILL or "the same command goes on" in said
+    assert not (tmp_path / "stopped" / "results.json").exists()
+    assert main(line) == 0
+    assert figures_of_merit(tmp_path / "stopped") == figures_of_merit(whole)
 
 
 def test_python_starts_again_once_with_huge_pages(tmp_path):
@@ -177,13 +188,27 @@ def test_python_starts_again_once_with_huge_pages(tmp_path):
     assert run(own) == ["started", "glibc.malloc.check=0 ['a b', 'c']"]
 
 
-def test_a_finished_run_runs_again_without_training(whole, capsys):
-    before = figures_of_merit(whole)
+def test_a_finished_run_is_left_as_it_is(whole, capsys):
+    before = (whole / "results.json").read_bytes()
     assert main(arguments(whole, *DIGITS)) == 0
     said = capsys.readouterr().out
+    assert "this run is complete" in said and "train" not in said
+    assert (whole / "results.json").read_bytes() == before
+
+
+def test_only_what_is_missing_is_done_again(whole, tmp_path, capsys):
+    shutil.copytree(whole, tmp_path / "copy")
+    for missing in ("report.html", "neighbours.npz"):
+        (tmp_path / "copy" / missing).unlink()
+    files = [tmp_path / "copy" / name for name in ("embeddings.npz", "clusters.npz")]
+    before = [path.stat().st_mtime_ns for path in files]
+    assert main(arguments(tmp_path / "copy", *DIGITS)) == 0
+    said = capsys.readouterr().out
     assert "epoch 1/" not in said and "first step" not in said
-    assert results_of(whole)["training"]["first_step"] is None
-    assert figures_of_merit(whole) == before
+    assert [path.stat().st_mtime_ns for path in files] == before
+    assert figures_of_merit(tmp_path / "copy") == figures_of_merit(whole)
+    seconds, original = (results_of(run)["seconds"] for run in (tmp_path / "copy", whole))
+    assert seconds["embed"] == original["embed"] and seconds["rank"] != original["rank"]
 
 
 def test_another_config_is_refused_by_its_difference(whole, capsys):
@@ -233,9 +258,9 @@ def test_a_folder_of_own_images_with_a_broken_one_and_an_odd_name(tmp_path):
     streaming = (*data, *SMALL, "data.streaming=True")
     assert main(arguments(tmp_path / "streamed", *streaming)) == 0
     assert "broken.png" in results_of(tmp_path / "streamed")["provenance"]["data"]["skipped"][0]
-    for name, values in np.load(tmp_path / "run" / "embeddings.npz").items():
-        streamed = np.load(tmp_path / "streamed" / "embeddings.npz")[name]
-        np.testing.assert_allclose(streamed, values, rtol=1e-4, atol=1e-5)
+    values, streamed = (np.load(tmp_path / run / "embeddings.npz") for run in ("run", "streamed"))
+    for name in ("gallery", "queries"):
+        np.testing.assert_allclose(streamed[name], values[name], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
