@@ -14,7 +14,7 @@ import sys
 import time
 from pathlib import Path
 
-from absl import flags
+from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from retrieval_jax.errors import Interrupted, UserError
@@ -80,6 +80,8 @@ def main(arguments: list[str]) -> int:
     if "--help" in arguments:
         print(__doc__)
         return 0
+    # Orbax logs a traceback of what it raises as well.
+    logging.set_verbosity(logging.FATAL)
     try:
         config, workdir = parse(arguments)
         with Interruption() as interruption:
