@@ -75,12 +75,12 @@ def meeting(coordinator: str, processes: int, process: int, timeout: int) -> Ite
             with quiet:
                 yield
     except Interrupted:  # raised by all of them
-        _part(leaving, followers)
+        _end_together(leaving, followers)
         raise
     except Exception as error:
         leaving.set()
         _stop_all(error)
-    _part(leaving, followers)
+    _end_together(leaving, followers)
 
 
 def from_first(value: Any) -> Any:
@@ -226,7 +226,7 @@ def _leave(code: int) -> NoReturn:
     os._exit(code)
 
 
-def _part(leaving: threading.Event, followers: list[threading.Thread]) -> None:
+def _end_together(leaving: threading.Event, followers: list[threading.Thread]) -> None:
     """Ends well: none takes another's end for a loss."""
     leaving.set()
     _wait_for_all("ended", 24 * 3600)

@@ -505,13 +505,17 @@ def test_a_loss_that_is_not_finite_stops_and_names_step_and_term(tmp_path, term,
     assert kept.history == history and state.step == 5
 
 
-def test_parameters_that_are_not_finite_are_never_saved(tmp_path):
-    fit = data_set(8)
+@pytest.mark.parametrize(
+    ("images", "stop", "where"),
+    [(8, False, "(after|in the validation after) epoch 1"), (20, True, "at step 1")],
+)
+def test_parameters_that_are_not_finite_are_never_saved(tmp_path, images, stop, where):
     explode = optax.stateless(lambda updates, _: jax.tree.map(lambda u: u * jnp.nan, updates))
-    with pytest.raises(UserError, match="not finite (after|in the validation after) epoch 1"):
-        train_in(tmp_path, recipe(optimizer=explode, epochs=1), fit, data_set(4))
+    changed = recipe(optimizer=explode, epochs=1)
+    with pytest.raises(UserError, match=f"not finite {where}"):
+        train_in(tmp_path, changed, data_set(images), data_set(4), asked_to_stop=lambda: stop)
     _, kept = Checkpoints(tmp_path / "checkpoints").restore(random_state(explode))
-    assert kept.history == []
+    assert kept.history == [] and not any(p.name.isdigit() for p in tmp_path.glob("checkpoints/*"))
 
 
 def test_a_stream_trains_to_the_same_numbers(tmp_path):

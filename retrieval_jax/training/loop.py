@@ -89,7 +89,7 @@ def train(
                 validation_means = validate(state)
                 _refuse_non_finite(validation_means, f"in the validation after epoch {epoch}")
                 host_state = devices.from_first_device(state)
-                _refuse_non_finite_parameters(host_state, epoch)
+                _refuse_non_finite_parameters(host_state, f"after epoch {epoch}")
                 steps = len(fit.images) // recipe.batch_size
                 row = {
                     "epoch": epoch,
@@ -161,7 +161,9 @@ def _epoch_functions(recipe: Recipe, fit: DataSet, validation: DataSet, checkpoi
             if done == steps or not (stop or checkpoints.due()):
                 return  # the end of an epoch saves by itself
             up_to_date()
-            checkpoints.save(devices.from_first_device(state), measured())
+            host_state = devices.from_first_device(state)
+            _refuse_non_finite_parameters(host_state, f"at step {before + done}")
+            checkpoints.save(host_state, measured())
             if stop:
                 raise Interrupted
 
@@ -263,11 +265,11 @@ def _validation_order(rows: int, batch: int) -> np.ndarray:
     return order.reshape(steps, batch)
 
 
-def _refuse_non_finite_parameters(state: TrainState, epoch: int) -> None:
+def _refuse_non_finite_parameters(state: TrainState, when: str) -> None:
     # XLA's ReLU on a CPU turns NaN into 0, so a loss can be finite where parameters are not.
     if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params)):
         raise UserError(
-            f"the parameters are not finite after epoch {epoch}; lower optimizer.learning_rate "
+            f"the parameters are not finite {when}; lower optimizer.learning_rate "
             "(the last checkpoint before it is kept)"
         )
 

@@ -1,0 +1,71 @@
+"""SIGTERM ends a run at once, or where it has saved; with the exit code that says 'resume me'."""
+
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from retrieval_jax.interruption import MESSAGE, Interruption
+
+START = """
+import os, signal
+from retrieval_jax.errors import Interrupted
+from retrieval_jax.interruption import Interruption
+def term():
+    os.kill(os.getpid(), signal.SIGTERM)
+with Interruption() as interruption:
+"""
+
+
+def run(body):
+    code = START + "".join(f"    {line}\n" for line in body.splitlines())
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+
+
+def test_outside_of_what_saves_it_ends_at_once():
+    ended = run("print('before', flush=True)\nterm()\nprint('after', flush=True)")
+    assert (ended.returncode, ended.stdout, ended.stderr) == (75, "before\n", MESSAGE + "\n")
+
+
+@pytest.mark.parametrize(
+    ("after", "code", "said"),
+    [
+        ("raise Interrupted", 1, "Interrupted"),  # which main turns into the exit code
+        ("pass", 75, MESSAGE),  # what saves was done anyway, and what comes next is not begun
+        ("raise ValueError('the disk is full')", 1, "the disk is full"),
+    ],
+)
+def test_inside_it_answers_and_the_work_goes_on(after, code, said):
+    body = (
+        "with interruption.deferred() as asked:\n"
+        "    print(asked(), flush=True)\n"
+        "    term()\n"
+        "    print(asked(), asked(), flush=True)\n"
+        f"    {after}\n"
+        "print('next stage')"
+    )
+    ended = run(body)
+    assert ended.stdout == "False\nTrue True\n"
+    assert ended.returncode == code and said in ended.stderr
+
+
+def test_the_handler_before_is_there_again():
+    before = signal.getsignal(signal.SIGTERM)
+    with Interruption():
+        assert signal.getsignal(signal.SIGTERM) != before
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_in_another_thread_no_signal_is_heard():
+    answers = []
+
+    def work():
+        with Interruption() as interruption, interruption.deferred() as asked:
+            answers.append(asked())
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert answers == [False]
