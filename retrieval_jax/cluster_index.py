@@ -108,7 +108,7 @@ def group(gallery: ArrayLike, labels: ArrayLike, centroids: ArrayLike) -> Cluste
     """
     gallery, centroids = matrix(gallery, "gallery"), matrix(centroids, "centroids")
     same_features(gallery, "gallery", centroids)
-    labels = _cells(labels, (len(gallery),), len(centroids), "labels")
+    labels = checked_cells(labels, (len(gallery),), len(centroids), "labels")
     return _grouped(gallery, labels, centroids)
 
 
@@ -198,15 +198,29 @@ def search_cells(index: ClusterIndex, queries: ArrayLike, cells: ArrayLike, k: i
     """
     queries = matrix(queries, "queries")
     same_features(queries, "queries", index.centroids)
+    cells = checked_probes(cells, len(queries), len(index.centroids))
+    _check_neighbours(k)
+    return scan(index, queries, cells, k)
+
+
+def checked_probes(cells: ArrayLike, queries: int, count: int) -> jax.Array:
+    """The cells as int32 [queries, probes], out of `count`.
+
+    Raises:
+      ValueError: another shape or dtype, or (where they are concrete) out of range or repeated.
+
+    Example:
+      >>> checked_probes([[1, 0]], 1, 2).tolist()
+      [[1, 0]]
+    """
     cells = jnp.asarray(cells)
-    if cells.ndim != 2 or len(cells) != len(queries) or cells.shape[1] < 1:
+    if cells.ndim != 2 or len(cells) != queries or cells.shape[1] < 1:
         raise ValueError(f"cells must have a row for each query; their shape is {cells.shape}.")
-    cells = _cells(cells, cells.shape, len(index.centroids), "cells")
+    cells = checked_cells(cells, cells.shape, count, "cells")
     ordered = jnp.sort(cells, 1)
     if not isinstance(cells, jax.core.Tracer) and bool((ordered[:, 1:] == ordered[:, :-1]).any()):
         raise ValueError("cells must name no cell twice for the same query.")
-    _check_neighbours(k)
-    return scan(index, queries, cells, k)
+    return cells
 
 
 def _check_neighbours(k: int) -> None:
@@ -214,7 +228,16 @@ def _check_neighbours(k: int) -> None:
         raise ValueError(f"k must be at least 1; it is {k}.")
 
 
-def _cells(values: ArrayLike, shape: tuple[int, ...], cells: int, name: str) -> jax.Array:
+def checked_cells(values: ArrayLike, shape: tuple[int, ...], cells: int, name: str) -> jax.Array:
+    """The numbers of cells as int32 of the shape.
+
+    Raises:
+      ValueError: another shape or dtype, or (where they are concrete) outside 0..cells - 1.
+
+    Example:
+      >>> checked_cells([0, 1, 0], (3,), 2, "labels").tolist()
+      [0, 1, 0]
+    """
     values = jnp.asarray(values)
     if values.shape != shape or not jnp.issubdtype(values.dtype, jnp.integer):
         raise ValueError(

@@ -152,12 +152,15 @@ def search_cells(
     if mesh.size == 1:
         index = cluster_index.group(gallery, labels, centroids)
         return cluster_index.search_cells(index, queries, cells, k)
-    labels, centroids = np.asarray(labels), np.asarray(centroids, np.float32)
+    queries, centroids = matrix(queries, "queries"), matrix(centroids, "centroids")
+    count = len(centroids)
+    labels = cluster_index.checked_cells(labels, (len(gallery),), count, "labels")  # type: ignore[arg-type]
+    cells = cluster_index.checked_probes(cells, len(queries), count)
     # A cell of its own for the rows that make the shards equal; nobody searches it.
-    padded = np.concatenate([centroids, centroids[:1]])
+    centroids = jnp.concatenate([centroids, centroids[:1]])
     gallery = matrix(_shared(mesh, _float(gallery), 1), "gallery")
-    labels = _shared(mesh, labels, 1, fill=len(centroids))
-    return _search_cells(mesh, k, queries, cells, padded, gallery, labels)
+    labels = _shared(mesh, np.asarray(labels), 1, fill=count)
+    return _search_cells(mesh, k, queries, cells, centroids, gallery, labels)
 
 
 def _float(rows: ArrayLike) -> np.ndarray:

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from retrieval_jax import sharded
+from retrieval_jax import cluster_index, sharded
 from retrieval_jax.kmeans import kmeans
 from retrieval_jax.ranking import nearest
 
@@ -55,3 +55,51 @@ def test_wrong_arguments_are_named():
         sharded.nearest(np.zeros((1, 2)), np.full((9, 2), np.nan), 2)
     with pytest.raises(ValueError, match="mask must be 9 booleans, one a gallery row; it is int"):
         sharded.nearest(np.zeros((1, 2)), np.zeros((9, 2)), 2, mask=np.ones(9, int))
+
+
+@pytest.mark.parametrize(("rows", "k"), [(1000, 10), (13, 20)])
+def test_search_in_cells_finds_what_one_device_does(rows, k):
+    gallery, queries = 1e3 + normal(rows, 5), 1e3 + normal(17, 5, seed=1)
+    gallery[rows // 2] = gallery[0]  # a tie, in another shard
+    centroids = gallery[:4] + 0.1
+    labels = ((gallery[:, None] - centroids) ** 2).sum(2).argmin(1)
+    labels[labels == 2] = 3  # an empty cell
+    cells = np.stack([np.arange(17) % 4, (np.arange(17) + 1) % 4], 1)
+    one = cluster_index.search_cells(
+        cluster_index.group(gallery, labels, centroids), queries, cells, k
+    )
+    many = sharded.search_cells(queries, cells, gallery, labels, centroids, k)
+    np.testing.assert_array_equal(many.indices, one.indices)
+    np.testing.assert_allclose(many.distances, one.distances, rtol=1e-6)
+    # An independent oracle: float64, row by row.
+    for query, chosen, found in zip(queries, cells, np.asarray(many.indices), strict=True):
+        inside = np.flatnonzero(np.isin(labels, chosen))
+        squared = ((gallery[inside].astype(float) - query) ** 2).sum(1)
+        best = inside[np.lexsort((inside, squared))][:k]
+        np.testing.assert_array_equal(found[: len(best)], best)
+        assert (found[len(best) :] == -1).all()
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"labels": [0, 1]}, "labels must be integers of shape"),
+        ({"labels": [0, 1, 2]}, "labels must be in 0..1"),
+        ({"cells": [[0, 0]]}, "name no cell twice"),
+        ({"cells": [[2]]}, "cells must be in 0..1"),
+        ({"gallery": [[0.0], [np.nan], [1.0]]}, "gallery must be finite"),
+        ({"queries": [[np.inf]]}, "queries must be finite"),
+        ({"k": 0}, "k must be at least 1"),
+    ],
+)
+def test_wrong_cells_are_named(changed, says):
+    right = {
+        "queries": [[1.5]],
+        "cells": [[0]],
+        "gallery": [[0.0], [9.0], [1.0]],
+        "labels": [0, 1, 0],
+        "centroids": [[0.5], [9.0]],
+        "k": 2,
+    }
+    with pytest.raises(ValueError, match=says):
+        sharded.search_cells(**right | changed)
