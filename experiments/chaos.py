@@ -69,11 +69,11 @@ def moments() -> list[Moment]:
         return any(workdir.glob(".*.npz.*.tmp"))
 
     longest = {"train": 8.0, "embed": 1.0, "cluster": 3.0, "score": 0.3, "rank": 4.0}
-    return [
-        *(Moment(stage, said(stage), longest.get(stage, 1.5)) for stage in STAGES),
-        Moment("a checkpoint's save", half_a_checkpoint, 0.0),
-        Moment("a file's save", half_a_file, 0.0),
-    ]
+    found = [Moment(stage, said(stage), longest.get(stage, 1.5)) for stage in STAGES]
+    # Where they come in a run: later they would not come again.
+    found.insert(STAGES.index("train") + 1, Moment("a checkpoint's save", half_a_checkpoint, 0.0))
+    found.insert(len(found) - 1, Moment("a file's save", half_a_file, 0.0))
+    return found
 
 
 def log_of(workdir: Path, process: int) -> Path:
