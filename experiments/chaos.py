@@ -141,9 +141,11 @@ def disturb(workdir: Path, layout: Layout, moment: Moment, draw: random.Random) 
         victim = draw.randrange(layout.processes + 1)  # the last: all at once
         if victim < layout.processes:
             processes[victim].send_signal(signal.SIGKILL)
-            if layout.processes > 1:  # the others must end by themselves
-                for process in processes:
-                    process.wait(LIMIT)
+            others = [process for i, process in enumerate(processes) if i != victim]
+            codes = {process.wait(LIMIT) for process in others}  # they must notice
+            # 75: resume me. JAX aborts those that lose the first; 0: it had ended for them.
+            if not codes <= {75, 0} | ({-signal.SIGABRT} if victim == 0 else set()):
+                raise SystemExit(f"{workdir}: the others ended with {codes}")
         return moment.name
     finally:
         kill(processes)
@@ -155,8 +157,10 @@ def figures(workdir: Path) -> dict[str, Any]:
     for row in results["training"]["history"]:
         del row["seconds"]
     del results["training"]["first_step"], results["seconds"]
-    device = results.pop("provenance")["device"]
-    return results | {"devices": device["count"]}
+    provenance = results.pop("provenance")
+    del provenance["config"]["distributed"]
+    kept = {key: provenance[key] for key in ("config", "versions", "device", "seed", "data")}
+    return results | kept
 
 
 def one_run(workdir: Path, layout: Layout, first: int, draw: random.Random) -> list[str]:

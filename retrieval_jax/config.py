@@ -206,6 +206,7 @@ def check_hosts(c: ConfigDict) -> None:
       UserError: names the key, its value and what it accepts.
     """
     d = c.distributed
+    _at_least("distributed.timeout", d.timeout, 1)
     if not d.coordinator:
         for key, unset in (("processes", 0), ("process", -1)):
             if d[key] != unset:
@@ -218,7 +219,6 @@ def check_hosts(c: ConfigDict) -> None:
     if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
         raise UserError(f"distributed.coordinator must be HOST:PORT, got {d.coordinator!r}")
     _at_least("distributed.processes", d.processes, 1)
-    _at_least("distributed.timeout", d.timeout, 1)
     if not 0 <= d.process < d.processes:
         raise UserError(
             f"distributed.process must be from 0 to {d.processes - 1}, one less than "

@@ -37,6 +37,8 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     try:
         with temporary.open("wb") as file:
             yield file
+            file.flush()
+            os.fsync(file.fileno())  # or a machine that is lost may leave an empty file
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -29,7 +29,7 @@ from retrieval_jax.interruption import INTERRUPTED
 _HEARTBEAT = 30  # seconds without a sign of a process after which it counts as lost
 _WATCH = 1.0  # seconds between looks at the others
 _REASON = "retrieval_jax/reason"  # key under which the first to fail leaves why
-_FOREVER = 1 << 40  # milliseconds
+_LONG = 7 * 24 * 3600  # seconds that one may be ahead of another
 _PART = 1 << 26  # bytes of one broadcast
 
 
@@ -58,10 +58,9 @@ def meeting(coordinator: str, processes: int, process: int, timeout: int) -> Ite
     Raises:
       UserError: what the arguments lack, or what `jax.distributed` has against them.
     """
-    if not coordinator and not _in_cluster():
+    if not (coordinator or _in_cluster()) or not _meet(coordinator, processes, process, timeout):
         yield
         return
-    _meet(coordinator, processes, process, timeout)
     leaving = threading.Event()
     followers = [
         threading.Thread(target=follow, args=(leaving,), daemon=True) for follow in (_obey, _watch)
@@ -77,7 +76,10 @@ def meeting(coordinator: str, processes: int, process: int, timeout: int) -> Ite
     except Interrupted:  # raised by all of them
         _end_together(leaving, followers)
         raise
-    except Exception as error:
+    except BaseException as error:
+        if not isinstance(error, UserError | KeyboardInterrupt):
+            # Most likely a collective that another's loss broke: who watches will say so.
+            time.sleep(_HEARTBEAT + 10)
         leaving.set()
         _stop_all(error)
     _end_together(leaving, followers)
@@ -87,6 +89,7 @@ def from_first(value: Any) -> Any:
     """The first process' value, which JSON can hold, on every process."""
     if jax.process_count() == 1:
         return value
+    _wait_for_all("together", _LONG)  # collectives wait for 30 s only where they have to connect
     text = json.dumps(value).encode()
     size = int(multihost_utils.broadcast_one_to_all(np.int64(len(text))))
     data = np.frombuffer(text if is_first() else bytes(size), np.uint8)
@@ -131,7 +134,8 @@ def _in_cluster() -> bool:
     return slurm or kubernetes or tpu
 
 
-def _meet(coordinator: str, processes: int, process: int, timeout: int) -> None:
+def _meet(coordinator: str, processes: int, process: int, timeout: int) -> bool:
+    """Whether there are others to meet; all devices are connected then."""
     where = coordinator or "the cluster's coordinator"
 
     def give_up() -> None:
@@ -150,6 +154,8 @@ def _meet(coordinator: str, processes: int, process: int, timeout: int) -> None:
     timer = threading.Timer(timeout, give_up)
     timer.daemon = True
     timer.start()
+    # Without it JAX aborts all processes as soon as one is lost, before `_watch` sees it.
+    jax.config.update("jax_enable_recoverability", True)
     try:
         jax.distributed.initialize(
             coordinator or None,
@@ -160,13 +166,19 @@ def _meet(coordinator: str, processes: int, process: int, timeout: int) -> None:
             heartbeat_timeout_seconds=_HEARTBEAT,
             shutdown_timeout_seconds=_HEARTBEAT,
         )
-        jax.devices()  # the processes exchange what devices they have
-    except (RuntimeError, ValueError) as error:
+        # Now, as all are here: later one may be ahead of another by more than the 30 s for which
+        # Gloo waits. The second connects the groups of `broadcast_one_to_all`.
+        jax.pmap(lambda x: jax.lax.psum(x, "i"), "i")(np.zeros(jax.local_device_count()))
+        multihost_utils.broadcast_one_to_all(np.int32(0))
+    except Exception as error:  # of JAX, of the network, of a cluster's own service
+        if not coordinator and isinstance(error, ValueError):
+            return False  # a TPU host by itself
         raise UserError(
             f"the processes can't meet at {where}: {' '.join(str(error).split())}"
         ) from error
     finally:
         timer.cancel()
+    return True
 
 
 def _client() -> Any:
@@ -179,7 +191,7 @@ def _obey(leaving: threading.Event) -> None:
     """Ends this process when another one fails: collectives would wait for that one forever."""
     client = _client()
     with contextlib.suppress(Exception):  # the first process, which keeps the key, is gone
-        reason = client.blocking_key_value_get(_REASON, _FOREVER)
+        reason = client.blocking_key_value_get(_REASON, 1000 * _LONG)
         if not leaving.is_set():
             code, _, sentence = reason.partition(" ")
             print(f"error: {sentence}", file=sys.stderr, flush=True)
@@ -204,11 +216,14 @@ def _watch(leaving: threading.Event) -> None:
             os._exit(INTERRUPTED)
 
 
-def _stop_all(error: Exception) -> NoReturn:
+def _stop_all(error: BaseException) -> NoReturn:
     """Tells all processes why this one fails, and ends it when they have heard."""
     if isinstance(error, UserError):
         code, reason = 2, str(error)
         print(f"error: {reason}", file=sys.stderr)
+    elif isinstance(error, KeyboardInterrupt):
+        code, reason = 130, "interrupted at the keyboard; the same command goes on"
+        print(reason, file=sys.stderr)
     else:
         code, reason = 1, f"{type(error).__name__}: {error}"
         traceback.print_exception(error)
@@ -228,8 +243,10 @@ def _leave(code: int) -> NoReturn:
 
 def _end_together(leaving: threading.Event, followers: list[threading.Thread]) -> None:
     """Ends well: none takes another's end for a loss."""
+    _wait_for_all("ended", _LONG)
     leaving.set()
-    _wait_for_all("ended", 24 * 3600)
+    if is_first():
+        time.sleep(1)  # JAX aborts the others when this one is gone
     jax.distributed.shutdown()
     for follower in followers:  # Python can't end while one is in JAX
         follower.join(10)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,15 +26,24 @@ class Interruption:
         self._calls = 0
 
     def __enter__(self) -> Interruption:
-        # Python hears signals in the main thread alone.
+        # Python lets the main thread alone hear signals, and only between its own instructions: a
+        # thread that reads of them ends the run while that one is in a long call of JAX.
         self._hears = threading.current_thread() is threading.main_thread()
         if self._hears:
-            self._before = signal.signal(signal.SIGTERM, self._tell)
+            heard, told = os.pipe()
+            os.set_blocking(told, False)
+            self._before = (
+                signal.signal(signal.SIGTERM, self._tell),
+                signal.set_wakeup_fd(told, warn_on_full_buffer=False),
+            )
+            threading.Thread(target=self._hear, args=(heard,), daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._hears:
-            signal.signal(signal.SIGTERM, self._before)
+            handler, wakeup = self._before
+            signal.signal(signal.SIGTERM, handler)
+            os.close(signal.set_wakeup_fd(wakeup))  # which ends the thread
 
     @contextmanager
     def deferred(self) -> Iterator[Callable[[], bool]]:
@@ -45,8 +53,6 @@ class Interruption:
             yield self.asked
         finally:
             self._deferred = False
-        if self._told:
-            _leave()
 
     def asked(self) -> bool:
         """Whether to stop here; every process has to ask in the same places."""
@@ -58,11 +64,10 @@ class Interruption:
 
     def _tell(self, *_: Any) -> None:
         self._told = True
-        if not self._deferred:
-            _leave()
 
-
-def _leave() -> None:
-    print(MESSAGE, file=sys.stderr, flush=True)
-    # No exception: JAX' callbacks, in which a signal may arrive, swallow it.
-    os._exit(INTERRUPTED)
+    def _hear(self, heard: int) -> None:
+        while numbers := os.read(heard, 16):
+            if signal.SIGTERM in numbers and not self._deferred:
+                os.write(2, f"{MESSAGE}\n".encode())
+                os._exit(INTERRUPTED)
+        os.close(heard)

@@ -59,6 +59,11 @@ def parse(arguments: list[str]) -> tuple[ConfigDict, Path]:
         raise UserError(f"--{missing} is missing; see python -m retrieval_jax.main --help")
     if not isinstance(config, ConfigDict):  # config_flags' stand-in for a file that isn't there
         raise UserError("the config file can't be read; give --config=FILE with an existing file")
+    if "://" in workdir:
+        raise UserError(
+            f"--workdir={workdir} is not a directory; give one that the first process reaches, and "
+            "copy it where it shall stay"
+        )
     return config, Path(workdir)
 
 
@@ -83,8 +88,8 @@ def main(arguments: list[str]) -> int:
     # Orbax logs a traceback of what it raises as well.
     logging.set_verbosity(logging.FATAL)
     try:
-        config, workdir = parse(arguments)
         with Interruption() as interruption:
+            config, workdir = parse(arguments)
             # JAX starts only now, so that a wrong command line is answered at once.
             from retrieval_jax import pipeline
             from retrieval_jax.config import check_hosts
@@ -114,4 +119,10 @@ def _sentence(error: Exception) -> str:
 
 if __name__ == "__main__":
     with_huge_pages()
-    sys.exit(main(sys.argv[1:]))
+    code = main(sys.argv[1:])
+    if code == 2:
+        # Threads of Orbax would wait for minutes for what a failed save no longer brings.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 import zlib
 from collections.abc import Callable, Iterator
@@ -39,7 +40,7 @@ from retrieval_jax.training.feed import DataSet
 from retrieval_jax.training.logs import MetricLog
 from retrieval_jax.training.loop import Watch, train
 from retrieval_jax.training.step import TrainState, as_float
-from retrieval_jax.workdir import claim, open_workdir
+from retrieval_jax.workdir import claim, differences, open_workdir
 
 STAGES = ("data", "train", "embed", "cluster", "score", "rank", "report")
 
@@ -83,12 +84,13 @@ def run(
     interruption = interruption or Interruption()
     configuration.check(config)
     keep_programs(config.compilation_cache)
+    # Where the processes meet may change from start to start.
+    claimed = config.to_dict() | {"distributed": None}
     if hosts.is_first():
         open_workdir(workdir)
-        # Where the processes meet may change from start to start.
-        claimed = config.to_dict() | {"distributed": None}
         with in_one_sentence(workdir):
             claim(workdir, "config.json", claimed)
+    _agree(claimed)
     seconds: dict[str, float] = {}
     first_step: list[float] = []  # seconds to it, where this call trains
 
@@ -196,6 +198,20 @@ def load(config: ConfigDict) -> tuple[ImageSet, Split, int]:
         config, data.images.shape[1:], classes, len(parts.fit), len(parts.gallery)
     )
     return data, parts, classes
+
+
+def _agree(claimed: dict[str, Any]) -> None:
+    """Refuses a config that is not the first process', but for what hosts may differ in."""
+    own = json.loads(json.dumps(claimed))
+    theirs = hosts.from_first(own)
+    for config in (own, theirs):
+        for host in ("directory", "file"):
+            config["data"][host] = None
+        config["compilation_cache"] = None
+    if found := differences(theirs, own):
+        raise UserError(
+            f"this process has another config than process 0: {found}; start all by one command"
+        )
 
 
 def _claim_data(workdir: Path, data: ImageSet) -> None:

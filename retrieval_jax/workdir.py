@@ -46,23 +46,33 @@ def claim(workdir: Path, name: str, content: dict) -> None:
         write_json(path, content)
         return
     try:
-        held = dict(_leaves(json.loads(path.read_text())))
+        held = json.loads(path.read_text())
     except ValueError as error:
         raise UserError(
             f"{str(path)!r} is not readable JSON; give another --workdir or remove this one"
         ) from error
-    asked = dict(_leaves(content))
-    differences = [
+    if found := differences(held, content):
+        raise UserError(
+            f"the workdir {str(workdir)!r} holds another run: {found}; "
+            "give another --workdir or remove that one"
+        )
+
+
+def differences(there: dict, here: dict) -> str:
+    """The first three differences of two trees that JSON can hold, in words; "" for none.
+
+    Example:
+      >>> differences({"a": {"b": 1}, "c": 2}, {"a": {"b": 3}, "c": 2})
+      'a.b is 1 there and 3 here'
+    """
+    held, asked = dict(_leaves(there)), dict(_leaves(here))
+    found = [
         f"{key} is {held.get(key, _MISSING)!r} there and {asked.get(key, _MISSING)!r} here"
         for key in sorted(held.keys() | asked.keys())
         if held.get(key, _MISSING) != asked.get(key, _MISSING)
     ]
-    if differences:
-        more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
-        raise UserError(
-            f"the workdir {str(workdir)!r} holds another run: {'; '.join(differences[:3])}{more}; "
-            "give another --workdir or remove that one"
-        )
+    more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+    return "; ".join(found[:3]) + more
 
 
 def _leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -13,7 +13,10 @@ import numpy as np
 import pytest
 
 CONFIG = Path(__file__).parents[1] / "configs" / "quickstart.py"
-SETTINGS = ("training.epochs=2", "training.checkpoint_seconds=0.0", "report.tsne_points=0")
+SETTINGS = (
+    *("training.epochs=2", "training.checkpoint_seconds=0.0", "report.tsne_points=0"),
+    "data.streaming=True",  # each process reads its own rows
+)
 
 
 def free_port():
@@ -115,6 +118,26 @@ def test_what_stops_one_process_stops_all_with_its_reason(tmp_path):
         errors = [line for line in hosts.said(process).splitlines() if line.startswith("error: ")]
         assert len(errors) == 1 and "elsewhere.npz" in errors[0]
         assert "Traceback" not in hosts.said(process)
+
+
+def test_a_process_with_another_config_is_refused(tmp_path):
+    own = {1: ["optimizer.learning_rate=0.01"]}
+    hosts = Hosts(tmp_path / "run", 2, 1, *SETTINGS, own=own)
+    assert hosts.wait() == [2, 2]
+    for process in (0, 1):
+        assert "optimizer.learning_rate is 0.001 there and 0.01 here" in hosts.said(process)
+
+
+def test_a_lost_process_makes_the_others_ask_for_a_new_start(tmp_path):
+    hosts = Hosts(tmp_path / "run", 2, 1, *SETTINGS)
+    deadline = time.monotonic() + 300
+    while "first step" not in hosts.said(0):
+        assert hosts.processes[0].poll() is None and time.monotonic() < deadline, hosts.said(0)
+        time.sleep(0.02)
+    hosts.processes[1].kill()
+    assert hosts.wait() == [75, -signal.SIGKILL], hosts.said(0)
+    assert "lost process 1; the same command" in hosts.said(0)
+    assert "Traceback" not in hosts.said(0)
 
 
 @pytest.mark.parametrize("process", [0, 1])

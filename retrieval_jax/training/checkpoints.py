@@ -38,6 +38,7 @@ class Checkpoints:
     def __init__(self, directory: Path, seconds: float = float("inf")) -> None:
         """Opens the directory, or makes it; `seconds` is the time from a save until one is due."""
         self._directory, self._seconds = directory.absolute(), seconds
+        self._damaged = self._directory.with_name("damaged")
         self._last = time.monotonic()
         self._manager: Any = self._open() if hosts.is_first() else None
 
@@ -48,6 +49,9 @@ class Checkpoints:
 
         Args:
           like: a state of the same structure, shapes and dtypes.
+
+        Raises:
+          UserError: there are some, and none can be read.
         """
         found = self._newest_readable(like) if hosts.is_first() else None
         record = hosts.from_first(found and found[1])
@@ -55,7 +59,8 @@ class Checkpoints:
             return like, Record([], {}, 0.0)
         fields = found[0] if found else _fields(like)
         leaves = {str(i): leaf for i, leaf in enumerate(jax.tree.leaves(fields))}
-        read = hosts.arrays_from_first(leaves) or leaves
+        read = hosts.arrays_from_first(leaves)
+        assert read is not None
         fields = jax.tree.unflatten(jax.tree.structure(fields), read.values())
         return like._replace(**fields), Record(**record)
 
@@ -133,7 +138,8 @@ class Checkpoints:
         asked = ocp.args.Composite(
             state=ocp.args.StandardRestore(shapes), record=ocp.args.JsonRestore()
         )
-        while (step := self._manager.latest_step()) is not None:
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        for step in steps:
             try:
                 restored = self._manager.restore(step, args=asked)
                 record = dict(restored.record)
@@ -142,10 +148,15 @@ class Checkpoints:
                 return restored.state, record
             except Exception as error:  # Orbax and TensorStore have many for what is damaged
                 self._set_aside(step, error)
+        if steps:
+            raise UserError(
+                f"none of the checkpoints can be read; they are in {str(self._damaged)!r} now, and "
+                "the same command begins anew"
+            )
         return None
 
     def _set_aside(self, step: int, error: Exception) -> None:
-        aside = self._directory.with_name("damaged") / f"{step}-{time.time_ns()}"
+        aside = self._damaged / f"{step}-{time.time_ns()}"
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         say(f"  checkpoint {step} can't be read ({reason}); it is set aside as {aside}")
         with self._writing():

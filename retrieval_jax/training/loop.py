@@ -190,7 +190,9 @@ def _epoch_functions(recipe: Recipe, fit: DataSet, validation: DataSet, checkpoi
             for name, value in totals.sums.items():
                 sums[name] = sums.get(name, 0.0) + float(value)
 
-        fed = streamed(validation, validation_order) if recipe.streaming else None
+        fed = None
+        if recipe.streaming:
+            fed = streamed(validation, devices.local_share(validation_order))
 
         def check(i: jax.Array) -> tuple[jax.Array, Totals]:
             if fed is not None:  # one batch, the first of what it comes in
