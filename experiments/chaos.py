@@ -164,7 +164,7 @@ def figures(workdir: Path) -> dict[str, Any]:
 
 
 def one_run(workdir: Path, layout: Layout, first: int, draw: random.Random) -> list[str]:
-    """Kills a new run at three moments, the first of them given, and lets it end: the kills."""
+    """Kills a new run at three moments, one of them given, and lets it end: the kills."""
     moment = moments()
     chosen = [first % len(moment), *(draw.randrange(len(moment)) for _ in range(2))]
     kills = []
