@@ -106,7 +106,8 @@ def group(gallery: ArrayLike, labels: ArrayLike, centroids: ArrayLike) -> Cluste
       >>> index.indices.tolist(), index.offsets.tolist()
       ([0, 2, 1], [0, 2, 3])
     """
-    gallery, centroids = matrix(gallery, "gallery"), matrix(centroids, "centroids")
+    gallery = matrix(gallery, "gallery")
+    centroids = matrix(centroids, "centroids").astype(jnp.float32)
     same_features(gallery, "gallery", centroids)
     labels = checked_cells(labels, (len(gallery),), len(centroids), "labels")
     return _grouped(gallery, labels, centroids)

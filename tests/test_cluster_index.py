@@ -304,3 +304,10 @@ def test_values_out_of_order_are_refused(index, tmp_path, name, first):
     path = tmp_path / "gallery.index"
     index_files.save(path, index._replace(**{name: jnp.asarray(values)}))
     refused(path, "no index's")
+
+
+def test_centroids_of_bfloat16_are_kept_as_float32():
+    gallery, centroids = np.array([[0.1], [9.0]], "f4"), jnp.array([[0.1], [9.0]], jnp.bfloat16)
+    index = group(gallery, [0, 1], centroids)
+    assert index.centroids.dtype == jnp.float32 and index.origin.dtype == jnp.float32
+    assert add(index, [[8.0]]).indices.tolist() == [0, 1, 2]

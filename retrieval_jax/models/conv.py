@@ -2,7 +2,8 @@
 
 Where one side has few channels, XLA's CPU backend takes three to five times as long by its own
 convolution or its weight gradient as by one product with what all nine taps of every pixel see,
-gathered on that side (32 images of 32×32: 4.8 against 1 ms from 3 channels, 16 against 5 ms to 3).
+gathered on that side (32 images of 32×32: 4.8 against 1 ms from 3 channels, 16 against 5 ms to 3; 2
+cores of a virtual AMD EPYC, JAX 0.10.2).
 """
 
 from __future__ import annotations
