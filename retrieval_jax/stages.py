@@ -57,7 +57,8 @@ def _read(path: Path, made_from: int) -> dict[str, np.ndarray] | None:
     if not path.exists():
         return None
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        # A file of our own: NumPy leaves its one open where it finds no archive.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
         if int(arrays["made_from"]) == made_from:
             return arrays
