@@ -22,7 +22,7 @@ class Interruption:
     """
 
     def __init__(self) -> None:
-        self._told = self._deferred = False
+        self._told = self._deferred = self._told_deferred = False
         self._calls = 0
 
     def __enter__(self) -> Interruption:
@@ -63,11 +63,12 @@ class Interruption:
         return self._told
 
     def _tell(self, *_: Any) -> None:
-        self._told = True
+        self._told, self._told_deferred = True, self._deferred
 
     def _hear(self, heard: int) -> None:
         while numbers := os.read(heard, 16):
-            if signal.SIGTERM in numbers and not self._deferred:
+            # What was told inside `deferred` may be read here when that has ended: `asked` knows.
+            if signal.SIGTERM in numbers and not (self._deferred or self._told_deferred):
                 os.write(2, f"{MESSAGE}\n".encode())
                 os._exit(INTERRUPTED)
         os.close(heard)
