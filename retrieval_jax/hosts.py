@@ -157,22 +157,25 @@ def _meet(coordinator: str, processes: int, process: int, timeout: int) -> bool:
     # Without it JAX aborts all processes as soon as one is lost, before `_watch` sees it.
     jax.config.update("jax_enable_recoverability", True)
     try:
-        jax.distributed.initialize(
-            coordinator or None,
-            processes or None,
-            process if process >= 0 else None,
-            cluster_detection_method="deactivate" if coordinator else None,
-            initialization_timeout=timeout + 60,
-            heartbeat_timeout_seconds=_HEARTBEAT,
-            shutdown_timeout_seconds=_HEARTBEAT,
-        )
+        try:
+            jax.distributed.initialize(
+                coordinator or None,
+                processes or None,
+                process if process >= 0 else None,
+                cluster_detection_method="deactivate" if coordinator else None,
+                initialization_timeout=timeout + 60,
+                heartbeat_timeout_seconds=_HEARTBEAT,
+                shutdown_timeout_seconds=_HEARTBEAT,
+            )
+        except ValueError as error:
+            if not coordinator and "coordinator_address should be defined" in str(error):
+                return False  # JAX finds no cluster: a TPU host by itself
+            raise
         # Now, as all are here: later one may be ahead of another by more than the 30 s for which
         # Gloo waits. The second connects the groups of `broadcast_one_to_all`.
         jax.pmap(lambda x: jax.lax.psum(x, "i"), "i")(np.zeros(jax.local_device_count()))
         multihost_utils.broadcast_one_to_all(np.int32(0))
     except Exception as error:  # of JAX, of the network, of a cluster's own service
-        if not coordinator and isinstance(error, ValueError):
-            return False  # a TPU host by itself
         raise UserError(
             f"the processes can't meet at {where}: {' '.join(str(error).split())}"
         ) from error
@@ -203,7 +206,8 @@ def _watch(leaving: threading.Event) -> None:
     client, everyone = _client(), list(range(jax.process_count()))
     while not leaving.wait(_WATCH):
         try:
-            lost = [i for i in everyone if i not in client.get_live_nodes(everyone)]
+            live = client.get_live_nodes(everyone)
+            lost = [i for i in everyone if i not in live]
         except Exception:  # with the first process what knows of the others is gone
             lost = [0]
         if lost and not leaving.is_set():
