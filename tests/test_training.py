@@ -332,7 +332,7 @@ def test_ragged_validation_equals_one_batch(tmp_path):
         assert value == pytest.approx(rows[1][0]["validation"][name], rel=1e-5)
 
 
-def test_an_epoch_visits_every_image_once_in_a_new_order(tmp_path):
+def test_an_epoch_visits_every_image_once(tmp_path):
     seen = []
 
     def watch(key, image):
@@ -343,10 +343,12 @@ def test_an_epoch_visits_every_image_once_in_a_new_order(tmp_path):
         np.arange(16, dtype=np.uint8)[:, None, None, None] * np.ones((1, 4, 8, 2), np.uint8),
         np.zeros(16, np.int32),
     )
-    train_in(tmp_path, recipe(epochs=2, batch_size=8, augment=watch), fit, data_set(0))
-    jax.effects_barrier()
-    orders = np.rint(np.stack(seen)[:, 0, 0, 0] * 255).astype(int)
-    assert sorted(orders) == sorted([*range(16)] * 2)
+    for epochs in (1, 2):  # the second call does the second epoch alone
+        train_in(tmp_path, recipe(epochs=epochs, batch_size=8, augment=watch), fit, data_set(0))
+        jax.effects_barrier()
+        rows = np.rint(np.stack(seen)[:, 0, 0, 0] * 255).astype(int)
+        assert sorted(rows) == [*range(16)]
+        seen.clear()
 
 
 def epoch_order(seed, epoch, rows):
