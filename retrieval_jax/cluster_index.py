@@ -1,8 +1,8 @@
 """An index over clusters (inverted file): the gallery grouped by k-means cell, few cells searched.
 
 Only the `probes` cells whose centroids are nearest to a query are searched; inside them the search
-is exact. One device holds the index: for a gallery spread over several there is the exhaustive
-search.
+is exact. One device holds the index; `sharded.search_cells` searches in the cells of a gallery that
+is spread over several.
 
 References:
   J. Sivic and A. Zisserman, "Video Google: a text retrieval approach to object matching in videos",

@@ -25,12 +25,10 @@ from retrieval_jax.cluster_bounds import (
 )
 from retrieval_jax.distances import over_chunks
 from retrieval_jax.ranking import Neighbours
-from retrieval_jax.ranking.costs import costs
+from retrieval_jax.ranking.costs import RESIDUE, costs
 from retrieval_jax.selection import pick, rows_of_true, threshold
 from retrieval_jax.sorting_network import in_order, smallest
 
-# Most variance that the other components may hold for the few to be worth a try.
-_RESIDUE = 0.1
 # Bounds of a chunk of queries. So few (8 MB, twice that with the gaps of tiles) are allocated
 # without new pages from the system, which take longer than the products; but a block should meet
 # some queries, for which there may be 32 MB.
@@ -84,7 +82,7 @@ def scan(index, queries: jax.Array, cells: jax.Array, k: int) -> Neighbours:
     none = Neighbours(jnp.zeros(shape, jnp.int32), jnp.zeros(shape, jnp.float32))
     state = none, jnp.zeros(len(queries), bool)
     for wanted, bound in (
-        (index.basis.residue[index.features.shape[1] - 3] < _RESIDUE, few_bounds),
+        (index.basis.residue[index.features.shape[1] - 3] < RESIDUE, few_bounds),
         (True, all_bounds),
     ):
         state = lax.cond(

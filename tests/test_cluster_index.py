@@ -12,6 +12,7 @@ from retrieval_jax.cluster_index import add, build, group, search, search_cells
 from retrieval_jax.errors import UserError
 from retrieval_jax.kmeans import predict
 from retrieval_jax.ranking import share_kept
+from retrieval_jax.ranking.costs import RESIDUE
 
 
 def oracle(queries, cells, gallery, labels, k):
@@ -132,7 +133,7 @@ def test_many_features_whatever_the_bounds_can_prove(spread):
     gallery, queries = rows[:1500], rows[1500:]
     labels = np.arange(1500) % 11
     index = group(gallery, labels, gallery[:11])
-    few = float(index.basis.residue[21]) < cluster_scan._RESIDUE
+    few = float(index.basis.residue[21]) < RESIDUE
     assert few == (spread != "isotropic")
     cells = np.stack([rng.permutation(11)[:4] for _ in queries])
     expected = oracle(queries, cells, gallery, labels, 30)

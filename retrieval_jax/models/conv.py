@@ -24,12 +24,15 @@ def _taps(images: jax.Array) -> jax.Array:
     return lax.optimization_barrier(jnp.concatenate(taps, -1)).reshape(-1, 9 * channels)
 
 
-def conv(images: jax.Array, kernel: jax.Array) -> jax.Array:
-    """A 3×3 convolution.
+def conv(
+    images: jax.Array, kernel: jax.Array, padding: str | list[tuple[int, int]] = "SAME"
+) -> jax.Array:
+    """A convolution of stride 1.
 
     Args:
       images: float [n, h, w, ci].
-      kernel: float [3, 3, ci, co].
+      kernel: float [3, 3, ci, co]; with another padding of any size.
+      padding: as `lax.conv_general_dilated` takes it.
 
     Returns:
       float [n, h, w, co].
@@ -39,7 +42,7 @@ def conv(images: jax.Array, kernel: jax.Array) -> jax.Array:
       [[4.0, 6.0, 4.0], [4.0, 6.0, 4.0]]
     """
     layout = ("NHWC", "HWIO", "NHWC")
-    return lax.conv_general_dilated(images, kernel, (1, 1), "SAME", dimension_numbers=layout)
+    return lax.conv_general_dilated(images, kernel, (1, 1), padding, dimension_numbers=layout)
 
 
 def conv_from_narrow(images: jax.Array, kernel: jax.Array) -> jax.Array:

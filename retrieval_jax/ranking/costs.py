@@ -14,6 +14,9 @@ from jax import lax
 from retrieval_jax.distances import FULL_PRECISION, unit
 from retrieval_jax.ranking.neighbours import Metric
 
+# Most variance outside the first components for their bounds to be worth a try.
+RESIDUE = 0.1
+
 
 class Basis(NamedTuple):
     """Coordinates in which a few components tell most of the distances.

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from retrieval_jax.distances import FULL_PRECISION, over_chunks
-from retrieval_jax.ranking.costs import Basis, as_compared, bounds, costs, find_basis
+from retrieval_jax.ranking.costs import RESIDUE, Basis, as_compared, bounds, costs, find_basis
 from retrieval_jax.ranking.neighbours import Metric
 from retrieval_jax.selection import GROUP, rows_of_true, threshold
 
@@ -21,8 +21,6 @@ from retrieval_jax.selection import GROUP, rows_of_true, threshold
 _COMPONENTS = 21
 # Rows whose bounds are made together.
 _ROWS = 2048
-# Most variance that the other components may hold for the few to be worth a try.
-_RESIDUE = 0.1
 # Queries that are sooner scanned one by one than the bounds of all rows are made.
 _FEW = 3
 
@@ -134,7 +132,7 @@ def _search_tile(found: Found, queries, tile: _Tile, basis: Basis, setting: Sett
         return _filter(state, queries, tile, basis, d, setting)[0]
     if setting.most * GROUP <= len(tile.rows):
         if d > 2 * _COMPONENTS:
-            state = filtered(_COMPONENTS, basis.residue[_COMPONENTS] < _RESIDUE, state)
+            state = filtered(_COMPONENTS, basis.residue[_COMPONENTS] < RESIDUE, state)
         state = filtered(d, (~state[1]).sum() > _FEW, state)
     return _scan(state, queries, tile, setting)
 
