@@ -22,9 +22,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from etils import epath
 
 from retrieval_jax import provenance
 from retrieval_jax.files import write_json
@@ -81,31 +83,48 @@ def log_of(workdir: Path, process: int) -> Path:
     return workdir.with_name(f"{workdir.name}.{process}.log")
 
 
-def start(workdir: Path, layout: Layout) -> list[subprocess.Popen]:
-    """Starts all processes of a run."""
+def keys_to_meet(processes: int) -> list[list[str]]:
+    """The settings by which each of several processes on loopback finds the others."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
+    return [
+        [
+            f"distributed.coordinator=127.0.0.1:{port}",
+            f"distributed.processes={processes}",
+            f"distributed.process={i}",
+        ]
+        for i in range(processes)
+    ]
+
+
+def started(
+    workdir: Path, devices: int, settings: Sequence[Sequence[str]]
+) -> list[subprocess.Popen]:
+    """Starts the digits experiment in a process, with so many devices, for each of the settings."""
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
-        "JAX_NUM_CPU_DEVICES": str(layout.devices),
+        "JAX_NUM_CPU_DEVICES": str(devices),
         "NPROC": "16",  # XLA's threads: collectives of several devices need as many
         "PYTHONUNBUFFERED": "1",
     }
-    distributed = (f"coordinator=127.0.0.1:{port}", f"processes={layout.processes}")
     processes = []
-    for i in range(layout.processes):
-        own = [f"distributed.{key}" for key in (*distributed, f"process={i}")]
-        settings = [*SETTINGS, *(own if layout.processes > 1 else [])]
+    for i, own in enumerate(settings):
         command = [
             *(sys.executable, "-m", "retrieval_jax.main"),
             *(f"--config={ROOT / 'configs' / 'quickstart.py'}:hint", f"--workdir={workdir}"),
-            *(f"--config.{setting}" for setting in settings),
+            *(f"--config.{setting}" for setting in own),
         ]
         with log_of(workdir, i).open("w") as log:
             run = subprocess.Popen(command, env=environment, cwd=ROOT, stdout=log, stderr=log)
         processes.append(run)
     return processes
+
+
+def start(workdir: Path, layout: Layout) -> list[subprocess.Popen]:
+    """Starts all processes of a run."""
+    own = keys_to_meet(layout.processes) if layout.processes > 1 else [[]]
+    return started(workdir, layout.devices, [[*SETTINGS, *keys] for keys in own])
 
 
 def finish(processes: list[subprocess.Popen]) -> list[int]:
@@ -182,7 +201,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, default=ROOT / "experiments" / "chaos.json")
+    parser.add_argument("--output", type=epath.Path, default=ROOT / "experiments" / "chaos.json")
     options = parser.parse_args()
     draw = random.Random(options.seed)
     rows, same = [], 0
@@ -207,16 +226,17 @@ def main() -> int:
                 f"{'same' if equal else 'DIFFERENT'}",
                 flush=True,
             )
+            record = {
+                "command": f"python -m experiments.chaos --runs {options.runs} "
+                f"--seed {options.seed}",
+                "settings": list(SETTINGS),
+                "versions": provenance.versions(),
+                "device": provenance.device(),
+                "same": same,
+                "runs": rows,
+            }
+            write_json(options.output, record)
     print(f"{same} of {options.runs} ended with the figures of the undisturbed run")
-    record = {
-        "command": f"python -m experiments.chaos --runs {options.runs} --seed {options.seed}",
-        "settings": list(SETTINGS),
-        "versions": provenance.versions(),
-        "device": provenance.device(),
-        "same": same,
-        "runs": rows,
-    }
-    write_json(options.output, record)
     return int(same != options.runs)
 
 

@@ -1,69 +1,39 @@
 """Several processes on loopback, real ones: one result however the devices are spread over them."""
 
 import json
-import os
 import signal
-import socket
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-CONFIG = Path(__file__).parents[1] / "configs" / "quickstart.py"
+from experiments import chaos
+
 SETTINGS = (
     *("training.epochs=2", "training.checkpoint_seconds=0.0", "report.tsne_points=0"),
     "data.streaming=True",  # each process reads its own rows
 )
 
 
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 class Hosts:
-    """The same command in several processes, their output in files beside the workdir."""
+    """The same command in several processes on loopback."""
 
     def __init__(self, workdir, processes, devices, *settings, own=None, meet=None):
         """`own`: process → settings of its own; `meet`: how many are really started."""
         workdir.parent.mkdir(exist_ok=True)
-        environment = os.environ | {
-            "JAX_PLATFORMS": "cpu",
-            "JAX_NUM_CPU_DEVICES": str(devices),
-            "NPROC": "16",  # XLA's threads: collectives of several devices need as many
-        }
-        distributed = (f"coordinator=127.0.0.1:{free_port()}", f"processes={processes}")
-        self.logs = [workdir.with_name(f"{workdir.name}.{i}.log") for i in range(processes)]
-        self.processes = []
-        for i in range(meet or processes):
-            everything = [
-                *(f"distributed.{setting}" for setting in (*distributed, f"process={i}")),
-                *settings,
-                *(own or {}).get(i, ()),
-            ]
-            command = [
-                *(sys.executable, "-m", "retrieval_jax.main"),
-                *(f"--config={CONFIG}:hint", f"--workdir={workdir}"),
-                *(f"--config.{setting}" for setting in everything),
-            ]
-            with self.logs[i].open("w") as log:
-                run = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
-            self.processes.append(run)
+        each = [
+            [*keys, *settings, *(own or {}).get(i, ())]
+            for i, keys in enumerate(chaos.keys_to_meet(processes))
+        ]
+        self.workdir = workdir
+        self.processes = chaos.started(workdir, devices, each[:meet])
 
     def wait(self):
         """The exit codes."""
-        try:
-            return [process.wait(timeout=400) for process in self.processes]
-        finally:
-            for process in self.processes:
-                process.kill()
+        return chaos.finish(self.processes)
 
     def said(self, process):
-        return self.logs[process].read_text()
+        return chaos.log_of(self.workdir, process).read_text()
 
 
 def figures(workdir):
