@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -67,6 +68,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="TFDS directory with CIFAR-10")
     parser.add_argument("--epochs", type=int, default=10)
     options = parser.parse_args()
+    if find_spec("keras") is None:
+        parser.error("the notebook needs Keras: pip install -c constraints.txt -e '.[bench]'")
     best_blas_kernels()
     with tempfile.TemporaryDirectory() as temporary:
 
