@@ -18,7 +18,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from retrieval_jax import config as configuration
-from retrieval_jax import devices, pipeline
+from retrieval_jax import devices, stages
 from retrieval_jax.training.step import as_float
 
 BATCH = 500
@@ -28,8 +28,8 @@ def main(workdir: Path) -> None:
     """Prints scores with the running statistics and with re-estimated ones."""
     config = configuration.default()
     config.update(ConfigDict(json.loads((workdir / "config.json").read_text())))
-    data, parts, classes = pipeline.load(config)
-    model, state, history = pipeline.fit(config, workdir, data, parts, classes)
+    data, parts, classes = stages.load(config)
+    model, state, history = stages.fit(config, workdir, data, parts, classes)
     print(f"after epoch {len(history)}; validation in training: {history[-1]['validation']}")
 
     # With momentum 0 the "running" statistics after a batch are those of the batch.
@@ -56,9 +56,9 @@ def main(workdir: Path) -> None:
         ("re-estimated", precise),
     ):
         changed = state._replace(average=state.variables | {"batch_stats": statistics})
-        embeddings = pipeline.embed_all(config, model, changed, data, parts)
-        clusters = pipeline.cluster(config, embeddings)
-        print(name, pipeline.clustering_scores(data, parts, clusters))
+        embeddings = stages.embed_all(config, model, changed, data, parts)
+        clusters = stages.cluster(config, embeddings)
+        print(name, stages.clustering_scores(data, parts, clusters))
 
 
 if __name__ == "__main__":

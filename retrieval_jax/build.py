@@ -16,6 +16,7 @@ from retrieval_jax.data.images import ImageSet, digits
 from retrieval_jax.data.npz import from_npz
 from retrieval_jax.data.tfds_source import from_tfds
 from retrieval_jax.errors import UserError
+from retrieval_jax.files import is_remote
 from retrieval_jax.models import AutoEncoder, Decoder, Encoder, Head
 from retrieval_jax.objective import Objective, Term, classification_term, reconstruction_term
 from retrieval_jax.training.epochs import Recipe
@@ -41,9 +42,12 @@ def load_images(c: ConfigDict) -> ImageSet:
     return from_npz(c.data.file)
 
 
-def _tfds_directory() -> Path:
+def _tfds_directory() -> str | Path:
     """Where TFDS itself would look, made if it isn't there."""
-    path = Path(os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")).expanduser()
+    named = os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
+    if is_remote(named):
+        return named
+    path = Path(named).expanduser()
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:

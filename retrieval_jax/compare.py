@@ -1,7 +1,8 @@
 """Sets finished runs side by side: `python -m retrieval_jax.compare DIR DIR ... [--output DIR]`.
 
-Each DIR is a run's workdir; everything shown comes from its results.json. With --output the table
-is also written as comparison.md and comparison.html, which link to the runs' own reports.
+Each DIR is a run's workdir, here or on gs://; everything shown comes from its results.json. With
+--output the table is also written as comparison.md and comparison.html, which link to the runs' own
+reports where these are on this machine.
 """
 
 import argparse
@@ -11,13 +12,15 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 from urllib.parse import quote
 
-from retrieval_jax.errors import UserError
+from etils import epath
+
+from retrieval_jax.errors import UserError, reason
+from retrieval_jax.files import as_path, is_remote, make_directory
 from retrieval_jax.report import html
-from retrieval_jax.report.results import GROUPS, MISSING, Run, read_run
+from retrieval_jax.report.read_run import GROUPS, MISSING, Run, read_run
 from retrieval_jax.report.text import columns, printable, shorten
 
 
@@ -41,7 +44,7 @@ def compare(runs: Sequence[Run]) -> Comparison:
     if not all(heads) or len(set(heads)) < len(heads):
         heads = [str(run.directory) for run in runs]
     keys = list(dict.fromkeys(key for run in runs for key in run.values))
-    keys.sort(key=lambda key: GROUPS.index(key[0]))  # a term only later runs have joins its group
+    keys.sort(key=_place)  # a row that only later runs have joins its group
     lines = [(*key, [run.values.get(key, MISSING) for run in runs]) for key in keys]
     rows = [line for line in lines if any(value != MISSING for value in line[2])]
     notes = []
@@ -59,6 +62,16 @@ def compare(runs: Sequence[Run]) -> Comparison:
     for head, run in zip(heads, runs, strict=True):
         notes += [f"{head}: {sentence}" for sentence in run.left_out]
     return Comparison(heads, rows, notes)
+
+
+def _place(key: tuple[str, str]) -> tuple[int, ...]:
+    """Where a row belongs, whichever run has it; the terms of a loss stay in their order."""
+    group, row = key
+    if group != "retrieval":
+        return (GROUPS.index(group),)
+    cut = re.search(r"@(\d+)", row)
+    kinds = row.startswith("true neighbours"), row.endswith("exhaustive"), row.startswith("mAP")
+    return (GROUPS.index(group), *kinds, int(cut[1]) if cut else 0)
 
 
 def terminal(comparison: Comparison, width: int) -> str:
@@ -94,9 +107,11 @@ def _line(name: str, values: Iterable[str], label: int, sizes: Iterable[int]) ->
     return name + " " * (label - columns(name)) + "".join(cells)
 
 
-def _link(run: Run, output: Path) -> str:
+def _link(run: Run, output: epath.Path) -> str:
     """The URL of a run's report as seen from the output directory, empty when there is none."""
     report = run.directory / "report.html"
+    if is_remote(report):  # a page can't lead there
+        return ""
     return quote(os.fsencode(os.path.relpath(report, output))) if report.is_file() else ""
 
 
@@ -167,12 +182,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments = parser.parse_args(argv)
         if not arguments.runs:
             raise UserError("Name the workdirs of the runs to compare: DIR DIR ....")
-        runs = [read_run(directory) for directory in arguments.runs]
+        runs = [read_run(as_path(directory)) for directory in arguments.runs]
         comparison = compare(runs)
         width = min(max(shutil.get_terminal_size((100, 24)).columns, 80), 160)
         lines = [terminal(comparison, width)]
         if arguments.output is not None:
-            files = _write(comparison, runs, Path(arguments.output))
+            files = _write(comparison, runs, as_path(arguments.output))
             lines += ["", *(f"wrote {file}" for file in files)]
         _print("\n".join(lines), sys.stdout)
     except UserError as error:
@@ -181,16 +196,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _write(comparison: Comparison, runs: Sequence[Run], output: Path) -> list[Path]:
+def _write(comparison: Comparison, runs: Sequence[Run], output: epath.Path) -> list[epath.Path]:
     files = [output / "comparison.md", output / "comparison.html"]
     links = [_link(run, output) for run in runs]
     try:
-        output.mkdir(parents=True, exist_ok=True)
+        make_directory(output)
         html.write(files[0], to_markdown(comparison, links))
         html.write(files[1], to_html(comparison, links))
     except OSError as error:
         raise UserError(
-            f"{printable(str(output))} can't be written: {error.strerror}; name another --output."
+            f"{printable(str(output))} can't be written: {reason(error)}; name another --output."
         ) from None
     return files
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 import jax
 
@@ -16,6 +15,6 @@ def keep_programs(directory: str) -> None:
     """
     if not directory or os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         return
-    jax.config.update("jax_compilation_cache_dir", str(Path(directory).expanduser()))
+    jax.config.update("jax_compilation_cache_dir", os.path.expanduser(directory))
     # JAX leaves out what takes less than a second, of which a run compiles a hundred.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

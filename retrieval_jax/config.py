@@ -34,8 +34,8 @@ def default() -> ConfigDict:
     c.data = data = ConfigDict()
     data.source = "digits"  # "digits" (embedded), "tfds", "folder" or "npz"
     data.name = "cifar10"  # tfds: the data set's name
-    data.directory = ""  # tfds: its data directory, "" for TFDS' own; folder: the images' directory
-    data.file = ""  # npz: the file
+    data.directory = ""  # tfds: its data directory, "" for TFDS' own; folder: the images'
+    data.file = ""  # npz: the file, here or on gs://
     data.image_size = (32, 32)  # folder: height and width that images are resized to
     data.channels = 3  # folder: 3 for colour, 1 for grey
     data.max_skipped = 100  # folder: unreadable images to tolerate before the run stops
@@ -115,6 +115,9 @@ def check(c: ConfigDict) -> None:
       UserError: names the key, its value and what it accepts.
     """
     _one_of("data.source", c.data.source, ("digits", "tfds", "folder", "npz"))
+    for key in ("directory", "file"):
+        if "://" in c.data[key].removeprefix("gs://"):
+            raise UserError(f"data.{key} must be on this machine or on gs://, got {c.data[key]!r}")
     _one_of("augmentation.border", c.augmentation.border, ("reflect", "constant"))
     _one_of("training.precision", c.training.precision, ("float32", "bfloat16"))
     _one_of("optimizer.name", c.optimizer.name, tuple(KEYS))

@@ -120,7 +120,7 @@ def scores(rows: jax.Array, references: jax.Array) -> jax.Array:
 
 
 def unit(rows: jax.Array) -> jax.Array:
-    """Rows [..., d] scaled to length 1; a row of zeros stays as it is.
+    """Rows [..., d] scaled to length 1; a row of zeros stays as it is, its gradient finite.
 
     Example:
       >>> unit(jnp.array([[0.0, 5.0], [0.0, 0.0]])).tolist()
@@ -129,8 +129,8 @@ def unit(rows: jax.Array) -> jax.Array:
     # Powers of two first: squares of tiny or huge rows would leave float32.
     largest = jnp.abs(rows).max(-1, keepdims=True)
     rows = jnp.ldexp(rows, -jnp.frexp(largest)[1])
-    length = jnp.sqrt((rows**2).sum(-1, keepdims=True))
-    return rows / jnp.where(length > 0, length, 1)
+    squared = (rows**2).sum(-1, keepdims=True)
+    return rows / jnp.sqrt(jnp.where(squared > 0, squared, 1))
 
 
 def same_features(rows: jax.Array, name: str, centroids: jax.Array) -> None:

@@ -3,8 +3,9 @@
     python -m retrieval_jax.main --config=FILE --workdir=DIR [--config.key=value …]
 
 FILE is a Python file with `get_config()`; `retrieval_jax/config.py` declares every key. The run
-leaves everything in DIR, and the same command goes on after an interruption; SIGTERM saves and ends
-with exit code 75. Bad input ends with one sentence on standard error and exit code 2.
+leaves everything in DIR, a directory or gs://BUCKET/DIRECTORY, and the same command goes on after
+an interruption; SIGTERM saves and ends with exit code 75. Bad input ends with one sentence on
+standard error and exit code 2.
 """
 
 from __future__ import annotations
@@ -12,16 +13,17 @@ from __future__ import annotations
 import os
 import sys
 import time
-from pathlib import Path
 
 from absl import flags, logging
+from etils import epath
 from ml_collections import ConfigDict, config_flags
 
 from retrieval_jax.errors import Interrupted, UserError
+from retrieval_jax.files import as_path
 from retrieval_jax.interruption import INTERRUPTED, MESSAGE, Interruption
 
 
-def parse(arguments: list[str]) -> tuple[ConfigDict, Path]:
+def parse(arguments: list[str]) -> tuple[ConfigDict, epath.Path]:
     """The config, its overrides applied and type-checked, and the workdir.
 
     Raises:
@@ -59,12 +61,7 @@ def parse(arguments: list[str]) -> tuple[ConfigDict, Path]:
         raise UserError(f"--{missing} is missing; see python -m retrieval_jax.main --help")
     if not isinstance(config, ConfigDict):  # config_flags' stand-in for a file that isn't there
         raise UserError("the config file can't be read; give --config=FILE with an existing file")
-    if "://" in workdir:
-        raise UserError(
-            f"--workdir={workdir} is not a directory; give one that the first process reaches, and "
-            "copy it where it shall stay"
-        )
-    return config, Path(workdir)
+    return config, as_path(workdir)
 
 
 def with_huge_pages() -> None:

@@ -1,68 +1,200 @@
-"""What the stages of a run leave for the next start."""
+"""What each stage of a run does, in the order of the stages: functions of the config and arrays."""
 
 from __future__ import annotations
 
-import json
-import time
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from etils import epath
+from ml_collections import ConfigDict
 
-from retrieval_jax import hosts
-from retrieval_jax.files import write_arrays
-from retrieval_jax.progress import say
+from retrieval_jax import config as configuration
+from retrieval_jax import devices, evaluation, sharded
+from retrieval_jax.build import build_recipe, load_images
+from retrieval_jax.data.images import ImageSet, view
+from retrieval_jax.data.split import Split, split
+from retrieval_jax.distances import unit
+from retrieval_jax.kmeans import predict
+from retrieval_jax.models import AutoEncoder
+from retrieval_jax.randomness import key_for
+from retrieval_jax.ranking import Neighbours
+from retrieval_jax.training.checkpoints import Checkpoints
+from retrieval_jax.training.feed import DataSet
+from retrieval_jax.training.logs import MetricLog
+from retrieval_jax.training.loop import Watch, train
+from retrieval_jax.training.step import TrainState, as_float
 
 
-def kept(
-    path: Path, made_from: int, make: Callable[[], dict[str, np.ndarray]]
-) -> tuple[dict[str, np.ndarray], float]:
-    """The arrays that a stage makes, taken from `path` where an earlier start has left them whole.
+class Embeddings(NamedTuple):
+    """float32 [n, d], on the host."""
 
-    A file that is damaged, or made from something else, is made anew. With several processes the
-    first alone reads and writes, and all of them get what it read, or all make it.
+    gallery: np.ndarray
+    queries: np.ndarray
 
-    Args:
-      path: an .npz.
-      made_from: `checksum` of all that the arrays follow from.
-      make: the stage; called by all processes or by none.
+
+def load(config: ConfigDict) -> tuple[ImageSet, Split, int]:
+    """The images, their split, and the number of classes, 0 without labels."""
+    data = load_images(config)
+    parts = split(
+        data.labels,
+        len(data.images),
+        config.data.queries,
+        config.seed,
+        config.data.validation_fraction,
+    )
+    classes = 0 if data.labels is None else len(data.class_names)
+    configuration.check_against_data(
+        config, data.images.shape[1:], classes, len(parts.fit), len(parts.gallery)
+    )
+    return data, parts, classes
+
+
+def fit(
+    config: ConfigDict,
+    workdir: epath.Path,
+    data: ImageSet,
+    parts: Split,
+    classes: int,
+    first_step: Callable[[], None] = lambda: None,
+    asked_to_stop: Callable[[], bool] = lambda: False,
+) -> tuple[AutoEncoder, TrainState, list[dict]]:
+    """Trains, or takes up what the workdir holds: the model, its state, a row an epoch.
+
+    `first_step` is called after the first step, where there is one to do.
+    """
+    recipe = build_recipe(config, data.images.shape[3], classes, len(parts.fit))
+    labels = np.zeros(len(data.images), np.int32) if data.labels is None else data.labels
+    fit, validation = (
+        DataSet(
+            view(data.images, rows) if config.data.streaming else data.images[rows], labels[rows]
+        )
+        for rows in (parts.fit, parts.validation)
+    )
+    checkpoints = Checkpoints(workdir / "checkpoints", config.training.checkpoint_seconds)
+    watch = Watch(first_step, workdir / "profile", config.training.profile_steps)
+    state, history = train(
+        recipe, fit, validation, checkpoints, partial(MetricLog, workdir), watch, asked_to_stop
+    )
+    return recipe.model, state, history
+
+
+def embed_all(
+    config: ConfigDict, model: AutoEncoder, state: TrainState, data: ImageSet, parts: Split
+) -> Embeddings:
+    """Embeds gallery and queries with the encoder alone."""
+
+    def embed(variables: Any, images: jax.Array) -> jax.Array:
+        embedding: Any = model.apply(variables, as_float(images), method="embed")
+        return unit(embedding) if config.embedding.normalize else embedding
+
+    rows = np.concatenate([parts.gallery, parts.queries])
+    variables = devices.on_every_device(state.variables)
+    images = view(data.images, rows)
+    embedded = devices.map_rows(
+        devices.on_rows(embed), variables, images, config.embedding.batch_size
+    )
+    return Embeddings(*np.split(embedded, [len(parts.gallery)]))
+
+
+def reconstruct_examples(
+    config: ConfigDict, model: AutoEncoder, state: TrainState, data: ImageSet, parts: Split
+) -> np.ndarray:
+    """float32 [examples, h, w, c] of the first queries."""
+
+    def reconstruct(variables: Any, images: jax.Array) -> jax.Array:
+        outputs: Any = model.apply(variables, as_float(images))
+        return outputs.reconstruction
+
+    images = data.images[parts.queries[: config.report.examples]]
+    variables = devices.on_every_device(state.variables)
+    return devices.map_rows(devices.on_rows(reconstruct), variables, images, len(images))
+
+
+def cluster(config: ConfigDict, embeddings: Embeddings) -> dict[str, np.ndarray]:
+    """Groups the gallery by k-means and predicts the cluster of each query.
 
     Returns:
-      The arrays, and the seconds that it took to make them.
+      "gallery" int32 [n] and "queries" int32 [q], the cluster of each, and of `KMeansResult`
+      "centroids", "inertia", "iterations" and "converged".
     """
-    read = _read(path, made_from) if hosts.is_first() else None
-    arrays = hosts.arrays_from_first(read)
-    if arrays is None:
-        start = time.perf_counter()
-        arrays = {name: np.asarray(array) for name, array in make().items()}
-        seconds = time.perf_counter() - start
-        arrays |= {"made_from": np.asarray(made_from), "seconds": np.asarray(seconds)}
-        if hosts.is_first():
-            write_arrays(path, **arrays)
-    del arrays["made_from"]
-    return arrays, float(arrays.pop("seconds"))
+    found = sharded.kmeans(
+        key_for(config.seed, "k-means"),
+        embeddings.gallery,
+        config.clustering.k,
+        restarts=config.clustering.restarts,
+        max_iterations=config.clustering.max_iterations,
+        tolerance=config.clustering.tolerance,
+    )
+    found = jax.tree.map(np.asarray, found)
+    return {
+        "gallery": found.labels,
+        "queries": np.asarray(predict(embeddings.queries, found.centroids)),
+        "centroids": found.centroids,
+        "inertia": found.inertia,
+        "iterations": found.iterations,
+        "converged": found.converged,
+    }
 
 
-def read_results(workdir: Path) -> dict[str, Any] | None:
-    """The results of a complete run; None where there are none, or no report with them."""
-    try:
-        (workdir / "report.html").stat()
-        return json.loads((workdir / "results.json").read_text())
-    except (OSError, ValueError):
-        return None
+def clustering_scores(
+    data: ImageSet, parts: Split, clusters: dict[str, np.ndarray]
+) -> dict[str, dict[str, float]]:
+    """NMI, RI and ARI on gallery and queries; nothing without labels."""
+    if data.labels is None:
+        return {}
+    return {
+        "gallery": evaluation.clustering_scores(data.labels[parts.gallery], clusters["gallery"]),
+        "queries": evaluation.clustering_scores(data.labels[parts.queries], clusters["queries"]),
+    }
 
 
-def _read(path: Path, made_from: int) -> dict[str, np.ndarray] | None:
-    if not path.exists():
-        return None
-    try:
-        # A file of our own: NumPy leaves its one open where it finds no archive.
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-        if int(arrays["made_from"]) == made_from:
-            return arrays
-        say(f"  {path.name} belongs to another state of the run and is made anew")
-    except Exception as error:  # NumPy and zipfile have many for what is damaged
-        say(f"  {path.name} can't be read ({error}) and is made anew")
-    return None
+def rank(
+    config: ConfigDict, parts: Split, embeddings: Embeddings, clusters: dict[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """The neighbours of each query, in its cluster and in the whole gallery.
+
+    Returns:
+      "cluster_indices" and "exhaustive_indices" int32 [q, k], positions in "gallery", whose values,
+      like those of "queries", are rows of the data; "cluster_distances" and "exhaustive_distances".
+    """
+    ranking = evaluation.rank(
+        embeddings.queries,
+        clusters["queries"],
+        embeddings.gallery,
+        clusters["gallery"],
+        clusters["centroids"],
+        config.retrieval.neighbours,
+    )
+    return {
+        "queries": parts.queries,
+        "gallery": parts.gallery,
+        **{
+            f"{kind}_{name}": array
+            for kind, found in ranking._asdict().items()
+            for name, array in found._asdict().items()
+        },
+    }
+
+
+def retrieval_scores(
+    data: ImageSet, parts: Split, neighbours: dict[str, np.ndarray]
+) -> dict[str, Any]:
+    """Precision, mAP and the share of neighbours kept; without labels the share alone."""
+    ranking = evaluation.Ranking(
+        *(
+            Neighbours(*(jnp.asarray(neighbours[f"{kind}_{name}"]) for name in Neighbours._fields))
+            for kind in evaluation.Ranking._fields
+        )
+    )
+    scores: dict[str, Any] = {}
+    if data.labels is not None:
+        truth = data.labels[parts.queries], data.labels[parts.gallery]
+        scores = {
+            kind: evaluation.retrieval_scores(found, *truth)
+            for kind, found in ranking._asdict().items()
+        }
+    return scores | {"kept": evaluation.kept(ranking)}

@@ -5,36 +5,42 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-from retrieval_jax.errors import UserError
-from retrieval_jax.files import write_json
+from etils import epath
+
+from retrieval_jax.errors import UserError, reason
+from retrieval_jax.files import is_remote, make_directory, reaching, read_bytes, write_json
 
 _MISSING = "nothing"
 
 
-def open_workdir(path: Path) -> Path:
-    """Makes the directory where it isn't there, and tries that it can be written.
+def open_workdir(path: epath.Path) -> epath.Path:
+    """Makes the directory where it isn't there, and tries that it can be read and written.
 
     Raises:
-      UserError: it can't be made or written.
+      UserError: it can't be made, read or written.
     """
     try:
-        path.mkdir(parents=True, exist_ok=True)
-        probe = path / f".writable-{os.getpid()}"
-        probe.touch()
-        probe.unlink()
-        for left_over in path.glob(".*.tmp"):  # of a start that was killed as it wrote
-            left_over.unlink()
+        make_directory(path)
+        with reaching(path):
+            probe = path / f".writable-{os.getpid()}"
+            probe.write_text("yes")
+            probe.read_text()
+            probe.unlink()
+            for left_over in path.glob(".*.tmp"):  # of a start that was killed as it wrote
+                left_over.unlink()
     except OSError as error:
+        cure = "give another --workdir"
+        if is_remote(path):
+            cure += ", or see that the bucket is there and this machine may read and write it"
         raise UserError(
-            f"the workdir {str(path)!r} can't be written ({error.strerror}); give another --workdir"
+            f"the workdir {str(path)!r} can't be written ({reason(error)}); {cure}"
         ) from error
     return path
 
 
-def claim(workdir: Path, name: str, content: dict) -> None:
+def claim(workdir: epath.Path, name: str, content: dict) -> None:
     """Writes `content` to `workdir/name`, or checks that it says the same already.
 
     Raises:
@@ -42,11 +48,11 @@ def claim(workdir: Path, name: str, content: dict) -> None:
     """
     path = workdir / name
     content = json.loads(json.dumps(content))  # as it will read back: tuples are lists
-    if not path.exists():
+    try:
+        held = json.loads(read_bytes(path))
+    except FileNotFoundError:
         write_json(path, content)
         return
-    try:
-        held = json.loads(path.read_text())
     except ValueError as error:
         raise UserError(
             f"{str(path)!r} is not readable JSON; give another --workdir or remove this one"

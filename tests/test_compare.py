@@ -14,7 +14,7 @@ from test_report import HOSTILE, Page, assert_inert, results
 from retrieval_jax.compare import compare, main, terminal, to_markdown
 from retrieval_jax.errors import UserError
 from retrieval_jax.report import text
-from retrieval_jax.report.results import GROUPS, read_run
+from retrieval_jax.report.read_run import GROUPS, read_run
 
 
 def save(directory: Path, content: object, report: bool = False) -> Path:

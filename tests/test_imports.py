@@ -48,8 +48,9 @@ LAYERS = [
     {"index_files", "sharded"},
     {"objective", "evaluation"},
     {"training", "report"},
-    {"config", "compare", "stages", "results"},
+    {"config", "compare", "kept", "results"},
     {"build"},
+    {"stages"},
     {"pipeline"},
     {"main"},
 ]

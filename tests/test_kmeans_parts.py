@@ -63,6 +63,8 @@ def test_unit_rows_of_any_scale():
     rows = np.array([[3, 4], [3e-30, 4e-30], [3e30, 4e30], [0, 0]], np.float32)
     expected = [[0.6, 0.8], [0.6, 0.8], [0.6, 0.8], [0, 0]]
     np.testing.assert_allclose(unit(jnp.asarray(rows)), expected, rtol=1e-6)
+    gradient = jax.grad(lambda rows: unit(rows).sum())(jnp.zeros((2, 3)))
+    assert np.isfinite(gradient).all()
 
 
 def test_seeding_is_as_good_as_greedy_k_means_plus_plus():

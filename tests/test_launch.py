@@ -167,7 +167,7 @@ def test_tpu_wants_a_place_and_a_bucket(bench):
 
 def test_host_dry_runs(bench):
     for action, words in {
-        ("install", "gpu"): ["-c", "constraints.txt", ".[gpu]"],
+        ("install", "gpu"): ["-c", "constraints.txt", ".[gpu,gcs]"],
         ("run", *RUN): ["python", "-m", "retrieval_jax.main", *RUN],
         ("follow",): ["-F", "runs/launch.log"],
         ("stop",): ["-TERM", "the process in runs/launch.pid"],

@@ -1,10 +1,13 @@
 """A workdir belongs to one run, and its files are whole."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
 from retrieval_jax.errors import UserError
-from retrieval_jax.files import write_arrays, write_json
+from retrieval_jax.files import locked, write_arrays, write_json
 from retrieval_jax.workdir import claim
 
 
@@ -41,3 +44,17 @@ def test_json_has_no_nan(tmp_path):
     with pytest.raises(ValueError):
         write_json(tmp_path / "x.json", float("nan"))
     assert not (tmp_path / "x.json").exists()
+
+
+def test_a_lock_lets_in_one_process_at_a_time(tmp_path):
+    code = (
+        "import pathlib, sys\n"
+        "from retrieval_jax.files import locked\n"
+        "with locked(pathlib.Path(sys.argv[1])): print('in', flush=True)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "below" / "lock")]
+    with locked(tmp_path / "below" / "lock"):
+        other = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        with pytest.raises(subprocess.TimeoutExpired):
+            other.wait(timeout=3)
+    assert other.communicate(timeout=60)[0] == "in\n"

@@ -19,7 +19,7 @@ action=${1:-}
 install() {
   [[ ${1:-} == gpu || ${1:-} == tpu ]] || fail "install gpu or tpu, not '${1:-}'"
   run "${PYTHON:-python3}" -m venv .venv
-  run .venv/bin/python -m pip install --quiet -c constraints.txt ".[$1]"
+  run .venv/bin/python -m pip install --quiet -c constraints.txt ".[$1,gcs]"
 }
 
 start() {

@@ -8,12 +8,19 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
+from etils import epath
 
 from retrieval_jax.files import write_arrays
 from retrieval_jax.progress import say
 
 _LARGEST = 1 << 30  # bytes; what takes more is decoded at every start, or should stream
 _FORMAT = 1  # to be raised when the decoding changes
+
+
+def cache_home() -> Path:
+    """Where this project keeps what it can make or get again."""
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return home / "retrieval_jax"
 
 
 def cached(
@@ -34,8 +41,7 @@ def cached(
     Returns:
       The arrays by name.
     """
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    path = home / "retrieval_jax" / "data" / f"{zlib.crc32(name.encode()):08x}.npz"
+    path = cache_home() / "data" / f"{zlib.crc32(name.encode()):08x}.npz"
     state = f"{_FORMAT}: {name}: {state}"
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
@@ -49,7 +55,7 @@ def cached(
     if sum(array.nbytes for array in arrays.values()) <= _LARGEST:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_arrays(path, state=np.array(state), **arrays)
+            write_arrays(epath.Path(path), state=np.array(state), **arrays)
         except OSError as error:
             say(f"  {path} can't be written ({error.strerror}): the next start decodes again")
     return arrays

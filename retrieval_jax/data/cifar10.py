@@ -18,8 +18,8 @@ from PIL import Image
 from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
 from tensorflow_datasets.core.download.util import DownloadError
 
-from retrieval_jax.data.images import printable, reason
-from retrieval_jax.errors import UserError
+from retrieval_jax.errors import UserError, printable, reason
+from retrieval_jax.files import locked
 
 URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 _ARCHIVE = "cifar-10-binary.tar.gz"
@@ -94,24 +94,16 @@ def prepare(directory: Path, url: str = URL) -> None:
         half a data set.
     """
     shown = printable(str(directory))
-    if (target := directory / "cifar10" / str(Cifar10.VERSION)).exists():
-        raise UserError(
-            f"{printable(str(target))} is no complete TFDS data set: remove it and retry"
-        )
+    target = directory / "cifar10" / str(Cifar10.VERSION)
     try:
-        if not _has_archive(directory / "downloads"):
-            # TFDS itself retries a dead connection for minutes.
-            requests.head(url, timeout=10, allow_redirects=True).raise_for_status()
-        if not sys.stderr.isatty():
-            tfds.disable_progress_bar()
-        builder = Cifar10(data_dir=directory)
-        builder.url = url
-        builder.download_and_prepare(
-            download_config=tfds.download.DownloadConfig(
-                compute_stats=tfds.download.ComputeStatsMode.SKIP, try_download_gcs=False
-            ),
-            file_format="array_record",
-        )
+        with locked(directory / ".cifar10.lock"):
+            if (target / "dataset_info.json").exists():
+                return  # another process has just done it
+            if target.exists():
+                raise UserError(
+                    f"{printable(str(target))} is no complete TFDS data set: remove it and retry"
+                )
+            _prepare(directory, url)
     except (requests.RequestException, DownloadError) as error:
         raise UserError(
             f"CIFAR-10 is not prepared in {shown} and can't be downloaded "
@@ -129,6 +121,22 @@ def prepare(directory: Path, url: str = URL) -> None:
             f"CIFAR-10 can't be prepared in {shown} ({reason(error)}): check that the directory "
             f"can be written and has 400 MB to spare, remove its downloads, and retry"
         ) from error
+
+
+def _prepare(directory: Path, url: str) -> None:
+    if not _has_archive(directory / "downloads"):
+        # TFDS itself retries a dead connection for minutes.
+        requests.head(url, timeout=10, allow_redirects=True).raise_for_status()
+    if not sys.stderr.isatty():
+        tfds.disable_progress_bar()
+    builder = Cifar10(data_dir=directory)
+    builder.url = url
+    builder.download_and_prepare(
+        download_config=tfds.download.DownloadConfig(
+            compute_stats=tfds.download.ComputeStatsMode.SKIP, try_download_gcs=False
+        ),
+        file_format="array_record",
+    )
 
 
 def _has_archive(downloads: Path) -> bool:

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from retrieval_jax.data.images import ImageSet, LazyImages, describe_images, printable, reason
-from retrieval_jax.errors import UserError
+from retrieval_jax.data.fetch import fetched
+from retrieval_jax.data.images import ImageSet, LazyImages, describe_images
+from retrieval_jax.errors import UserError, printable, reason
 
 _ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
 _FORMATS = ("PNG", "JPEG", "WEBP")  # by content: Pillow's other readers see no untrusted file
@@ -44,7 +45,7 @@ def from_folder(
     reason.
 
     Args:
-      directory: the folder.
+      directory: the folder, here or on gs://.
       size: height and width of the result.
       channels: 1 (grey), 3 (RGB) or 4 (RGBA).
       max_skipped: the most images that may be skipped.
@@ -60,7 +61,7 @@ def from_folder(
         class folders, a class of which no image can be read, or more than `max_skipped`
         images that can't; size or channels are out of range.
     """
-    root = Path(os.path.expanduser(directory))
+    root = fetched(directory)
     shown = printable(str(root))
     if min(size) < 1:
         raise UserError(f"image size is {size[0]}×{size[1]}: height and width must be positive")

@@ -108,22 +108,3 @@ def describe_images(images: np.ndarray | LazyImages) -> str:
     """
     n, *shape = images.shape
     return f"{n:,} image{'s' if n != 1 else ''} of {'×'.join(map(str, shape))}"
-
-
-def printable(name: str) -> str:
-    r"""A name from outside as one line of valid Unicode: everything that doesn't print is escaped.
-
-    File names that aren't UTF-8 reach Python as lone surrogates, which no JSON or HTML file can
-    hold; line breaks and direction marks would garble a listing.
-
-    Example:
-      >>> printable("caf\udce9\n")
-      'caf\\udce9\\n'
-    """
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
-
-
-def reason(error: BaseException) -> str:
-    """The first line of an error from a library, short enough to stand inside a sentence."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return printable(lines[0][:200]).rstrip(".")

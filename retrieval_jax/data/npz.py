@@ -1,13 +1,13 @@
 """Images from an `.npz` file of NumPy arrays."""
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
-from retrieval_jax.data.images import ImageSet, describe_images, printable, reason
-from retrieval_jax.errors import UserError
+from retrieval_jax.data.fetch import fetched
+from retrieval_jax.data.images import ImageSet, describe_images
+from retrieval_jax.errors import UserError, printable, reason
 
 _KEYS = ("images", "labels", "class_names")
 
@@ -16,7 +16,8 @@ def from_npz(path: str | Path) -> ImageSet:
     """Reads images, and where they are there labels and class names, from one `.npz` file.
 
     Args:
-      path: a file as `numpy.savez` or `numpy.savez_compressed` writes it, with the arrays
+      path: a file, here or on gs://, as `numpy.savez` or `numpy.savez_compressed` writes it, with
+        the arrays
         `images`, uint8 [n, h, w] or [n, h, w, c];
         `labels`, optional, integers [n], none negative;
         `class_names`, optional with labels, strings [c]: label i is called `class_names[i]`.
@@ -30,7 +31,7 @@ def from_npz(path: str | Path) -> ImageSet:
       UserError: the file isn't there or isn't an .npz, is damaged, would have to be unpickled,
         holds no image, or an array is missing, unknown, or of a wrong type, shape or range.
     """
-    path = Path(os.path.expanduser(path))
+    path = fetched(path)
     shown = printable(str(path))
     arrays = _read(path, shown)
     unknown = sorted(set(arrays) - set(_KEYS))

@@ -2,7 +2,6 @@
 
 import difflib
 import io
-import os
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
@@ -12,8 +11,9 @@ import numpy as np
 from PIL import Image
 
 from retrieval_jax.data.cache import cached, identity, stamp
-from retrieval_jax.data.images import ImageSet, LazyImages, describe_images, printable, reason
-from retrieval_jax.errors import UserError
+from retrieval_jax.data.fetch import fetched
+from retrieval_jax.data.images import ImageSet, LazyImages, describe_images
+from retrieval_jax.errors import UserError, printable, reason
 
 _FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP")
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
@@ -31,7 +31,8 @@ def from_tfds(name: str, directory: str | Path, streaming: bool = False) -> Imag
 
     Args:
       name: as TFDS writes it: "cifar10", "mnist:3.0.1", "set/config".
-      directory: TFDS data directory, which holds `name/version/` or `name/config/version/`.
+      directory: TFDS data directory, here or on gs://, which holds `name/version/` or
+        `name/config/version/`.
       streaming: read an image when it is indexed rather than all of them now.
 
     Returns:
@@ -43,7 +44,7 @@ def from_tfds(name: str, directory: str | Path, streaming: bool = False) -> Imag
         uint8 or differ in shape, or no label at all. With `streaming`, an image that is damaged
         or of another shape is only found when it is read.
     """
-    root = Path(os.path.expanduser(directory))
+    root = fetched(directory, part=name.partition(":")[0])  # with its config, all versions
     if not root.is_dir():
         raise UserError(
             f"the data directory {printable(str(root))} isn't there: create it, or name the one "
@@ -53,7 +54,11 @@ def from_tfds(name: str, directory: str | Path, streaming: bool = False) -> Imag
     title = f"TFDS {builder.info.full_name} in {printable(str(root))}"
     image_key, label_key = _keys(builder.info, title)
     records = _Records(builder, image_key, label_key, title)
-    files = sorted(path for path in Path(builder.data_dir).iterdir() if path.is_file())
+    files = sorted(
+        path
+        for path in Path(builder.data_dir).iterdir()
+        if path.is_file() and not path.name.startswith(".")  # left by a copy that was killed
+    )
     known = cached(
         f"{title}, {'labels' if streaming else 'images'}",
         f"{image_key} and {label_key} of {stamp(files)}",
@@ -99,7 +104,7 @@ def _not_found(name: str, root: Path) -> str:
     import tensorflow_datasets as tfds
 
     known = tfds.list_builders(with_community_datasets=False)
-    shown, base = printable(str(root)), name.partition("/")[0].partition(":")[0]
+    shown, base = printable(str(root)), _base(name)
     if base in known:
         return (
             f"{printable(name)} is not prepared in {shown}: run 'tfds build {base} "
@@ -111,6 +116,11 @@ def _not_found(name: str, root: Path) -> str:
     return (
         f"TFDS knows no data set {printable(name)!r}, and {shown} holds none of that name: {hint}"
     )
+
+
+def _base(name: str) -> str:
+    """A set's name without its config and version."""
+    return name.partition("/")[0].partition(":")[0]
 
 
 def _keys(info: Any, title: str) -> tuple[str, str]:

@@ -6,7 +6,6 @@ from retrieval_jax.models.autoencoder import (
     Encoder,
     Head,
     Outputs,
-    unit_norm,
 )
 from retrieval_jax.models.conv import (
     Conv3x3,
@@ -28,6 +27,5 @@ __all__ = [
     "conv_from_narrow",
     "conv_mean",
     "conv_to_narrow",
-    "unit_norm",
     "upsample_conv",
 ]

@@ -138,17 +138,6 @@ class Head(nn.Module):
         return nn.Dense(self.classes, kernel_init=init, name="dense")(embedding)
 
 
-def unit_norm(vectors: jax.Array, axis: int) -> jax.Array:
-    """Scales vectors along `axis` to Euclidean length 1; a zero vector stays zero.
-
-    Example:
-      >>> unit_norm(jnp.array([[3.0, 4.0], [0.0, 0.0]]), -1).tolist()
-      [[0.6000000238418579, 0.800000011920929], [0.0, 0.0]]
-    """
-    squared = jnp.sum(vectors * vectors, axis, keepdims=True)
-    return vectors / jnp.sqrt(jnp.maximum(squared, 1e-24))
-
-
 class AutoEncoder(nn.Module):
     """Encoder, decoder and, if `head` is given, a classifier on the embedding.
 

@@ -9,12 +9,12 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import matplotlib
 import matplotlib.style
 import numpy as np
+from etils import epath
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.font_manager import get_font_names
@@ -23,6 +23,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
+from retrieval_jax.files import replacing
 from retrieval_jax.report.text import shorten
 
 RIGHT, WRONG, NEUTRAL = "#0072b2", "#c2410c", "#475569"
@@ -39,7 +40,7 @@ FALLBACK_FONTS = (
 
 
 @contextmanager
-def _figure(path: str | Path, width: float, height: float, **kwargs: Any) -> Iterator[Figure]:
+def _figure(path: epath.PathLike, width: float, height: float, **kwargs: Any) -> Iterator[Figure]:
     """A figure of `width` x `height` inches that is written to `path` when the block ends."""
     installed = set(get_font_names())
     style: Any = {
@@ -62,7 +63,8 @@ def _figure(path: str | Path, width: float, height: float, **kwargs: Any) -> Ite
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         figure = Figure(figsize=(width, height), dpi=160, **kwargs)
         yield figure
-        figure.savefig(path, format="png", metadata={"Software": None})
+        with replacing(epath.Path(path)) as file:
+            figure.savefig(file, format="png", metadata={"Software": None})
 
 
 def _canvas(figure: Figure) -> Axes:
@@ -101,7 +103,7 @@ def _class_name(class_names: Sequence[str], label: int, limit: int) -> str:
     return shorten(class_names[label] if label < len(class_names) else f"class {label}", limit)
 
 
-def loss_curves(history: Sequence[Mapping[str, Any]], path: str | Path) -> None:
+def loss_curves(history: Sequence[Mapping[str, Any]], path: epath.PathLike) -> None:
     """Draws each term of the objective by epoch, fit and validation, one panel a term.
 
     Args:
@@ -160,7 +162,7 @@ def _tick(value: float, position: int | None, digits: str) -> str:
     return f"{value:g}" if f"{value:e}"[0] in digits else ""
 
 
-def reconstructions(images: np.ndarray, reconstructions: np.ndarray, path: str | Path) -> None:
+def reconstructions(images: np.ndarray, reconstructions: np.ndarray, path: epath.PathLike) -> None:
     """Draws the first ten images above their reconstructions.
 
     Args:
@@ -195,7 +197,7 @@ def embedding_map(
     positions: np.ndarray,
     labels: np.ndarray | None,
     class_names: Sequence[str],
-    path: str | Path,
+    path: epath.PathLike,
     title: str = "",
 ) -> None:
     """Draws points of the plane, coloured by class, a class named where it stands out.
@@ -293,7 +295,7 @@ def retrieval_rows(
     query_labels: np.ndarray | None,
     neighbour_labels: np.ndarray | None,
     class_names: Sequence[str],
-    path: str | Path,
+    path: epath.PathLike,
     *,
     found: np.ndarray | None = None,
 ) -> None:

@@ -6,9 +6,10 @@ forbids.
 
 from collections.abc import Iterable, Sequence
 from html import escape
-from os import PathLike
-from pathlib import Path
 
+from etils import epath
+
+from retrieval_jax.files import replacing
 from retrieval_jax.report.text import printable
 
 _POLICY = (
@@ -95,9 +96,10 @@ def page(title: str, body: str) -> str:
     )
 
 
-def write(path: str | PathLike[str], document: str) -> None:
+def write(path: epath.PathLike, document: str) -> None:
     """Writes a document as UTF-8; what can't be encoded (a lone surrogate) is spelt out."""
-    Path(path).write_bytes(document.encode("utf-8", "backslashreplace"))
+    with replacing(epath.Path(path)) as file:
+        file.write(document.encode("utf-8", "backslashreplace"))
 
 
 def table(

@@ -8,18 +8,19 @@ import json
 import statistics
 from collections.abc import Mapping
 from html import escape
-from os import PathLike
-from pathlib import Path
 from typing import Any
 
+from etils import epath
+
+from retrieval_jax.files import read_bytes
 from retrieval_jax.report.html import page, table, text, write
 from retrieval_jax.report.text import duration, loss, score
 
 
 def write_report(
     results: Mapping[str, Any],
-    figures: Mapping[str, str | PathLike[str]],
-    path: str | PathLike[str],
+    figures: Mapping[str, epath.PathLike],
+    path: epath.PathLike,
 ) -> None:
     """Writes the report of a run as one file that needs no other.
 
@@ -60,8 +61,11 @@ def _head(results: Mapping[str, Any]) -> str:
         ]
     if "precision@5" in retrieval.get("cluster", {}):
         tiles.append(("precision@5, in the cluster", score(retrieval["cluster"]["precision@5"])))
-    if "map@100" in retrieval.get("exhaustive", {}):
-        tiles.append(("mAP@100, exhaustive", score(retrieval["exhaustive"]["map@100"])))
+    tiles += [
+        (f"{measure.replace('map', 'mAP')}, exhaustive", score(value))
+        for measure, value in retrieval.get("exhaustive", {}).items()
+        if measure.startswith("map@")
+    ]
     if "gallery" not in clustering:
         tiles.append(("clusters", f"{clustering['k']:,}"))
         tiles += [
@@ -159,12 +163,12 @@ def _scores(results: Mapping[str, Any]) -> str:
     )
 
 
-def _figures(figures: Mapping[str, str | PathLike[str]]) -> str:
+def _figures(figures: Mapping[str, epath.PathLike]) -> str:
     if not figures:
         return ""
     items = []
     for caption, file in figures.items():
-        data = base64.b64encode(Path(file).read_bytes()).decode("ascii")
+        data = base64.b64encode(read_bytes(epath.Path(file))).decode("ascii")
         items.append(
             f'<figure class="card"><img alt="{text(caption)}" src="data:image/png;base64,{data}">'
             f"<figcaption>{text(caption)}</figcaption></figure>"

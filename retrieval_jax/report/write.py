@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
+from etils import epath
 from ml_collections import ConfigDict
 
 from retrieval_jax.data.images import ImageSet
 from retrieval_jax.data.split import Split
+from retrieval_jax.files import make_directory
 from retrieval_jax.report.projection import tsne
 
 _SHOWN = 5  # neighbours in a retrieval row, as in the 2020 report
 
 
 def write_figures(
-    workdir: Path,
+    workdir: epath.Path,
     config: ConfigDict,
     *,
     history: list[dict],
@@ -24,7 +24,7 @@ def write_figures(
     embeddings: np.ndarray,
     reconstructions: np.ndarray,
     neighbours: np.ndarray,
-) -> dict[str, Path]:
+) -> dict[str, epath.Path]:
     """Writes the PNG figures of a run under `workdir/figures`.
 
     Args:
@@ -43,9 +43,9 @@ def write_figures(
     from retrieval_jax.report import figures  # matplotlib takes half a second to import
 
     folder = workdir / "figures"
-    folder.mkdir(exist_ok=True)
+    make_directory(folder)
     queries = parts.queries[: config.report.examples]
-    paths: dict[str, Path] = {}
+    paths: dict[str, epath.Path] = {}
 
     path = paths["Loss by epoch, fit and validation."] = folder / "losses.png"
     figures.loss_curves(history, path)

@@ -6,17 +6,17 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 from orbax.checkpoint import checkpoint_managers
 
 from retrieval_jax import hosts
-from retrieval_jax.errors import UserError
-from retrieval_jax.files import checksum
+from retrieval_jax.errors import UserError, reason
+from retrieval_jax.files import checksum, copy_files, is_remote, make_directory
 from retrieval_jax.progress import say
 from retrieval_jax.training.step import TrainState
 
@@ -35,9 +35,10 @@ class Checkpoints:
     With several processes the first alone writes and reads; the others get what it read.
     """
 
-    def __init__(self, directory: Path, seconds: float = float("inf")) -> None:
+    def __init__(self, directory: epath.Path, seconds: float = float("inf")) -> None:
         """Opens the directory, or makes it; `seconds` is the time from a save until one is due."""
-        self._directory, self._seconds = directory.absolute(), seconds
+        self._directory = directory if is_remote(directory) else directory.absolute()
+        self._seconds = seconds
         self._damaged = self._directory.with_name("damaged")
         self._last = time.monotonic()
         self._manager: Any = self._open() if hosts.is_first() else None
@@ -91,8 +92,8 @@ class Checkpoints:
             )
 
     def due(self) -> bool:
-        """Whether the last save, or the start, is long enough ago."""
-        return time.monotonic() - self._last >= self._seconds
+        """Whether the last save, or the start, is long enough ago for the process that saves."""
+        return self._manager is not None and time.monotonic() - self._last >= self._seconds
 
     def close(self) -> None:
         """Waits for the last save.
@@ -108,7 +109,7 @@ class Checkpoints:
     def _open(self) -> ocp.CheckpointManager:
         policies = checkpoint_managers
         with self._writing():
-            self._directory.mkdir(parents=True, exist_ok=True)
+            make_directory(self._directory)
             return ocp.CheckpointManager(
                 self._directory,
                 options=ocp.CheckpointManagerOptions(
@@ -146,6 +147,8 @@ class Checkpoints:
                 if record.pop("checksum") != _checksum(restored.state, Record(**record)):
                     raise ValueError("its checksum is another")
                 return restored.state, record
+            except MemoryError:
+                raise
             except Exception as error:  # Orbax and TensorStore have many for what is damaged
                 self._set_aside(step, error)
         if steps:
@@ -157,11 +160,15 @@ class Checkpoints:
 
     def _set_aside(self, step: int, error: Exception) -> None:
         aside = self._damaged / f"{step}-{time.time_ns()}"
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        say(f"  checkpoint {step} can't be read ({reason}); it is set aside as {aside}")
+        say(f"  checkpoint {step} can't be read ({reason(error)}); it is set aside as {aside}")
+        damaged = self._directory / str(step)
         with self._writing():
-            aside.parent.mkdir(exist_ok=True)
-            (self._directory / str(step)).rename(aside)
+            if is_remote(damaged):
+                copy_files(damaged, aside)
+                damaged.rmtree()
+            else:
+                aside.parent.mkdir(exist_ok=True)
+                damaged.rename(aside)
             self._manager.reload()
 
     @contextmanager
@@ -169,10 +176,9 @@ class Checkpoints:
         try:
             yield
         except Exception as error:  # Orbax, TensorStore and the system each have their own
-            reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
             raise UserError(
-                f"{str(self._directory)!r} can't be written ({reason}); make room or mend it, and "
-                "the same command goes on from the last checkpoint"
+                f"{str(self._directory)!r} can't be written ({reason(error)}); make room or mend "
+                "it, and the same command goes on from the last checkpoint"
             ) from error
 
 

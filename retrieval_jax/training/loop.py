@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, closing, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from functools import partial
 from itertools import repeat
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from etils import epath
 from jax.typing import ArrayLike
 
-from retrieval_jax import devices
+from retrieval_jax import devices, hosts
 from retrieval_jax.errors import Interrupted, UserError
+from retrieval_jax.files import copy_files, is_remote
 from retrieval_jax.objective import TOTAL
 from retrieval_jax.progress import Progress, say
 from retrieval_jax.randomness import key_for
@@ -31,7 +33,7 @@ class Watch(NamedTuple):
     """What an onlooker gets of the first epoch that `train` does."""
 
     first_step: Callable[[], None]  # called when the first call's metrics have arrived
-    profile_to: Path  # directory of `jax.profiler`'s trace
+    profile_to: epath.Path  # directory of `jax.profiler`'s trace
     profile_steps: int = 0  # steps to trace after the first call, in whole calls; 0: no trace
 
 
@@ -216,9 +218,25 @@ def _parts(steps: range, watch: Watch | None) -> list[tuple[range, AbstractConte
     stop = min(start - (-watch.profile_steps // per_call) * per_call, steps.stop)
     return [
         (range(steps.start, min(start, steps.stop), per_call), nullcontext()),
-        (range(start, stop, per_call), jax.profiler.trace(watch.profile_to)),
+        (range(start, stop, per_call), _traced(watch.profile_to)),
         (range(stop, steps.stop, per_call), nullcontext()),
     ]
+
+
+@contextmanager
+def _traced(directory: epath.Path) -> Iterator[None]:
+    """Around steps that the first process traces. The profiler writes on its machine alone."""
+    if not hosts.is_first():
+        yield
+        return
+    if not is_remote(directory):
+        with jax.profiler.trace(directory):
+            yield
+        return
+    with tempfile.TemporaryDirectory() as local:
+        with jax.profiler.trace(local):
+            yield
+        copy_files(epath.Path(local), directory)
 
 
 def _run(

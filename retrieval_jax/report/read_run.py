@@ -4,10 +4,12 @@ import json
 import math
 import statistics
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
-from retrieval_jax.errors import UserError
+from etils import epath
+
+from retrieval_jax.errors import UserError, reason
+from retrieval_jax.files import reaching, read_bytes
 from retrieval_jax.report.text import duration, loss, printable, score
 
 GROUPS = ("clusters", "retrieval", "after the last epoch", "time")
@@ -17,7 +19,7 @@ MISSING = "-"
 class Run(NamedTuple):
     """What the comparison shows of one run."""
 
-    directory: Path
+    directory: epath.Path
     name: str
     values: dict[tuple[str, str], str]  # (group, row) -> formatted value, in the order to show
     data: str
@@ -26,26 +28,29 @@ class Run(NamedTuple):
     left_out: tuple[str, ...]
 
 
-def read_run(directory: str | Path) -> Run:
+def read_run(directory: epath.PathLike) -> Run:
     """Reads a run's results.json.
 
     Raises:
       UserError: there is no such directory or file, or it isn't a whole results file of a
         format that this version knows.
     """
-    directory = Path(directory)
+    directory = epath.Path(directory)
     file = directory / "results.json"
     shown = printable(str(file))
-    if not directory.is_dir():
-        raise UserError(
-            f"{printable(str(directory))} is not a directory: name the workdir of a finished run."
-        )
     try:
-        results = json.loads(file.read_text(encoding="utf-8"))
+        with reaching(directory):
+            there = directory.is_dir()
+        if not there:
+            raise UserError(
+                f"{printable(str(directory))} is not a directory: name the workdir of a finished "
+                "run."
+            )
+        results = json.loads(read_bytes(file))
     except FileNotFoundError:
         raise UserError(f"{shown} is missing: the run there has not finished.") from None
     except OSError as error:
-        raise UserError(f"{shown} can't be read: {error.strerror}.") from None
+        raise UserError(f"{shown} can't be read: {reason(error)}.") from None
     except (ValueError, RecursionError):
         raise UserError(f"{shown} is broken, it is not JSON: repeat the run's report.") from None
     if not isinstance(results, dict) or "format" not in results:
@@ -91,7 +96,7 @@ def _checked(value: Any, kind: type, where: str) -> Any:
     return value
 
 
-def _run(directory: Path, results: dict[str, Any]) -> Run:
+def _run(directory: epath.Path, results: dict[str, Any]) -> Run:
     values: dict[tuple[str, str], str] = {}
 
     def add(group: str, row: str, path: str, form: Callable[[float], str] = score) -> None:
@@ -102,13 +107,10 @@ def _run(directory: Path, results: dict[str, Any]) -> Run:
         for side in ("gallery", "queries"):
             add("clusters", f"{measure.upper()}, {side}", f"clustering/{side}/{measure}")
     for way, shown in (("cluster", "in cluster"), ("exhaustive", "exhaustive")):
-        for measure, name in (
-            ("precision@5", "precision@5"),
-            ("precision@100", "precision@100"),
-            ("map@100", "mAP@100"),
-        ):
+        for measure in _get(results, f"retrieval/{way}", dict, {}):
+            name = measure.replace("map@", "mAP@")
             add("retrieval", f"{name}, {shown}", f"retrieval/{way}/{measure}")
-    for cut in ("@5", "@100"):
+    for cut in _get(results, "retrieval/kept", dict, {}):
         add("retrieval", f"true neighbours kept, {cut}", f"retrieval/kept/{cut}")
 
     epochs = [
