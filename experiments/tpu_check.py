@@ -1,6 +1,6 @@
 """Compiles the project's programs for TPU slices, without a TPU, and says what they need.
 
-    python -m experiments.tpu_check [--topologies v5e:2x2 …] [--programs "embedding" …]
+    python -m experiments.tpu_check [--topologies v5e:2x2 …] [--programs "embedding, 4096 images" …]
 
 libtpu compiles for chips that aren't there; the executables can't run. For each program and slice:
 the compiler's time, a chip's memory, operations, bytes, and the collectives with their bytes. What
@@ -264,8 +264,9 @@ def record(row: dict[str, Any], path: Path = RESULTS) -> list[dict[str, Any]]:
     """Puts a row among those on file, in place of an older one; returns them all."""
     rows = json.loads(path.read_text()) if path.exists() else []
     same = ("program", "topology")
-    rows = [old for old in rows if any(old[key] != row[key] for key in same)] + [row]
     names = list(programs())
+    rows = [old for old in rows if any(old[key] != row[key] for key in same)] + [row]
+    rows = [r for r in rows if r["program"] in names and r["topology"] in TOPOLOGIES]
     rows.sort(key=lambda r: (names.index(r["program"]), TOPOLOGIES.index(r["topology"])))
     path.write_text(json.dumps(rows, indent=1) + "\n")
     return rows
