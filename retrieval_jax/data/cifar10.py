@@ -97,7 +97,7 @@ def prepare(directory: Path, url: str = URL) -> None:
     target = directory / "cifar10" / str(Cifar10.VERSION)
     try:
         with locked(directory / ".cifar10.lock"):
-            if (target / "dataset_info.json").exists():
+            if (target / "features.json").exists():
                 return  # another process has just done it
             if target.exists():
                 raise UserError(
