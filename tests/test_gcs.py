@@ -191,6 +191,7 @@ def test_of_a_tfds_directory_only_the_set_is_copied(store, tmp_path):
     del store.objects["tfds/shapes/1.2.3/old.json"]
     again = from_tfds("shapes", "gs://bucket/tfds", streaming=True)
     assert again.images.identity == own.images.identity
+    assert not [path for path in copy.rglob("*") if "old" in path.name or "left" in path.name]
 
 
 def test_no_name_leads_out_of_the_copy(store, tmp_path):

@@ -90,8 +90,8 @@ def _copy_what_changed(url: str, part: str, target: Path) -> int:
         if ".." in to.relative_to(target).parts:
             raise UserError(f"{printable(url)} holds an object called {to.name!r} outside of it")
     for old in (target / part).rglob("*") if found else ():
-        if old.is_file() and not old.name.startswith(".") and old not in files:
-            old.unlink(missing_ok=True)
+        if old.is_file() and old not in files:  # also what a copy that was killed has left
+            old.unlink()
     pool = ThreadPoolExecutor(_THREADS)
     try:
         return sum(pool.map(copy, files, *zip(*files.values(), strict=True)))

@@ -54,11 +54,7 @@ def from_tfds(name: str, directory: str | Path, streaming: bool = False) -> Imag
     title = f"TFDS {builder.info.full_name} in {printable(str(root))}"
     image_key, label_key = _keys(builder.info, title)
     records = _Records(builder, image_key, label_key, title)
-    files = sorted(
-        path
-        for path in Path(builder.data_dir).iterdir()
-        if path.is_file() and not path.name.startswith(".")  # left by a copy that was killed
-    )
+    files = sorted(path for path in Path(builder.data_dir).iterdir() if path.is_file())
     known = cached(
         f"{title}, {'labels' if streaming else 'images'}",
         f"{image_key} and {label_key} of {stamp(files)}",
