@@ -40,7 +40,7 @@ class Store(ThreadingHTTPServer):
         self.uploads: dict[str, tuple[str, bytes]] = {}  # id → name, what has come
         self.numbers = itertools.count(1)
         self.lock = threading.Lock()
-        self.refuses = False  # every upload
+        self.refuses = 0  # every upload, with this status
         # Where the three clients find it; none looks for an account.
         self.environment = {
             "STORAGE_EMULATOR_HOST": self.url,
@@ -175,7 +175,7 @@ class Handler(BaseHTTPRequestHandler):
     def upload(self, objects, name):
         store = self.server
         if store.refuses:
-            raise Failure(403)
+            raise Failure(store.refuses)
         if "upload_id" in self.query:
             return self.go_on(objects, name)
         kind = self.query["uploadType"]

@@ -136,6 +136,15 @@ def test_what_fails_before_it_is_whole_leaves_the_old_object(store):
     assert store.objects["kept"].content == b"old"
 
 
+@pytest.mark.parametrize("status", [403, 410])  # gcsfs has an OSError for the first alone
+def test_what_the_store_refuses_is_an_os_error(store, status):
+    store.refuses = status
+    path = epath.Path("gs://bucket/refused")
+    with pytest.raises(OSError), replacing(path) as file:
+        file.write(b"new")
+    assert store.names() == []
+
+
 def as_npz(**arrays):
     content = io.BytesIO()
     np.savez(content, **arrays)
@@ -226,7 +235,7 @@ def test_what_cannot_be_is_said_in_a_sentence(store, capsys, workdir, override, 
 
 
 def test_a_bucket_that_may_not_be_written_is_said_in_a_sentence(store, capsys):
-    store.refuses = True
+    store.refuses = 403
     assert main(command()[3:]) == 2
     error = capsys.readouterr().err
     assert "see that the bucket is there and this machine may read and write it" in error
@@ -238,10 +247,11 @@ def test_a_right_that_is_lost_during_a_run_ends_it_with_a_sentence(store):
         said = []
         for line in process.stdout:
             said.append(line)
-            store.refuses |= "first step after" in line
+            if "first step after" in line:
+                store.refuses = 403
         assert process.wait(timeout=120) == 2, "".join(said)
     assert said[-1].startswith("error: ") and "the same command goes on" in said[-1]
-    store.refuses = False
+    store.refuses = 0
     code, said = run()
     assert code == 0, said
 
