@@ -10,7 +10,7 @@ TPU    := .venv-tpu
 run: $(VENV)/installed
 	$(BIN)/python -m retrieval_jax.main --config=configs/quickstart.py:vanilla --workdir=$(RUNS)/vanilla
 	$(BIN)/python -m retrieval_jax.main --config=configs/quickstart.py:hint --workdir=$(RUNS)/hint
-	$(BIN)/python -m retrieval_jax.compare $(RUNS)/vanilla $(RUNS)/hint --output $(RUNS)
+	$(BIN)/python -m retrieval_jax.report.compare $(RUNS)/vanilla $(RUNS)/hint --output $(RUNS)
 	@echo "reports: $(RUNS)/vanilla/report.html $(RUNS)/hint/report.html"
 
 test: check
@@ -28,11 +28,11 @@ bench: $(VENV)/installed
 	$(BIN)/python -m benchmarks.training
 
 chaos: $(VENV)/installed
-	$(BIN)/python -m experiments.chaos
+	$(BIN)/python -m tools.chaos
 
 # Real TPU executables without a TPU; libtpu has an environment to itself, or JAX would look for one.
 tpu-check: $(TPU)/installed
-	$(TPU)/bin/python -m experiments.tpu_check
+	$(TPU)/bin/python -m tools.tpu_check
 
 format: $(VENV)/installed
 	$(BIN)/ruff check --fix .

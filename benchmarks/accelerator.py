@@ -17,9 +17,9 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks.interleaved import iteration_seconds, times
-from retrieval_jax import provenance
 from retrieval_jax.kmeans import kmeans
 from retrieval_jax.ranking import nearest
+from retrieval_jax.runtime import provenance
 
 KEY = jax.random.key(0)
 HIGHEST = jax.lax.Precision.HIGHEST

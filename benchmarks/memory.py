@@ -10,8 +10,8 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from retrieval_jax import provenance
 from retrieval_jax.kmeans import kmeans
+from retrieval_jax.runtime import provenance
 
 
 def resident_mb() -> float:

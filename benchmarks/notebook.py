@@ -29,7 +29,7 @@ from sklearn.cluster import KMeans  # noqa: E402
 from sklearn.metrics import normalized_mutual_info_score, rand_score  # noqa: E402
 
 from retrieval_jax.data.split import split  # noqa: E402
-from retrieval_jax.data.tfds_source import from_tfds  # noqa: E402
+from retrieval_jax.data.tfds import from_tfds  # noqa: E402
 
 QUERIES, CLUSTERS, SHOWN = 3000, 10, 5
 

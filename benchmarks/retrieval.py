@@ -24,9 +24,11 @@ import sklearn  # noqa: E402
 import sklearn.cluster  # noqa: E402
 from sklearn import metrics as sklearn_metrics  # noqa: E402
 
-from retrieval_jax import cluster_index, metrics, provenance  # noqa: E402
+from retrieval_jax import metrics  # noqa: E402
 from retrieval_jax.kmeans import kmeans  # noqa: E402
+from retrieval_jax.ranking import cells as cluster_index  # noqa: E402
 from retrieval_jax.ranking import nearest, share_kept  # noqa: E402
+from retrieval_jax.runtime import provenance  # noqa: E402
 
 KEY = jax.random.key(0)
 

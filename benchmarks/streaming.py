@@ -23,12 +23,13 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.interleaved import table_row, times
-from retrieval_jax import config, devices, provenance
+from retrieval_jax import config
 from retrieval_jax.build import build_recipe
 from retrieval_jax.data.folder import from_folder
 from retrieval_jax.data.images import ImageSet, LazyImages, describe_images
 from retrieval_jax.data.stream import batches
-from retrieval_jax.data.tfds_source import from_tfds
+from retrieval_jax.data.tfds import from_tfds
+from retrieval_jax.runtime import devices, provenance
 from retrieval_jax.training.epochs import fit_steps
 from retrieval_jax.training.feed import DataSet, streamed
 from retrieval_jax.training.step import create_state

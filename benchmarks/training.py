@@ -29,9 +29,13 @@ import torch  # noqa: E402
 from torch import nn  # noqa: E402
 
 from benchmarks.interleaved import table_row, times  # noqa: E402
-from retrieval_jax import config, devices, provenance  # noqa: E402
+from retrieval_jax import config  # noqa: E402
 from retrieval_jax.build import build_recipe  # noqa: E402
 from retrieval_jax.main import with_huge_pages  # noqa: E402
+from retrieval_jax.runtime import (
+    devices,  # noqa: E402
+    provenance,  # noqa: E402
+)
 from retrieval_jax.training.epochs import epoch_order, fit_steps  # noqa: E402
 from retrieval_jax.training.feed import DataSet  # noqa: E402
 from retrieval_jax.training.step import as_float, create_state  # noqa: E402

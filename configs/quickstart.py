@@ -11,7 +11,7 @@ Score:     NMI 0.615 (vanilla) and 0.989 (hint), seed 0
 from ml_collections import ConfigDict
 
 from retrieval_jax import config
-from retrieval_jax.errors import UserError
+from retrieval_jax.runtime.errors import UserError
 
 
 def get_config(system: str = "vanilla") -> ConfigDict:

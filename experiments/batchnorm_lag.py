@@ -18,7 +18,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from retrieval_jax import config as configuration
-from retrieval_jax import devices, stages
+from retrieval_jax import stages
+from retrieval_jax.runtime import devices
 from retrieval_jax.training.step import as_float
 
 BATCH = 500

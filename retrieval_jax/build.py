@@ -9,18 +9,23 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from retrieval_jax import devices
-from retrieval_jax.augment import augmentation
 from retrieval_jax.data.folder import from_folder
 from retrieval_jax.data.images import ImageSet, digits
 from retrieval_jax.data.npz import from_npz
-from retrieval_jax.data.tfds_source import from_tfds
-from retrieval_jax.errors import UserError
-from retrieval_jax.files import is_remote
+from retrieval_jax.data.tfds import from_tfds
 from retrieval_jax.models import AutoEncoder, Decoder, Encoder, Head
-from retrieval_jax.objective import Objective, Term, classification_term, reconstruction_term
+from retrieval_jax.objectives.objective import (
+    Objective,
+    Term,
+    classification_term,
+    reconstruction_term,
+)
+from retrieval_jax.runtime import devices
+from retrieval_jax.runtime.errors import UserError
+from retrieval_jax.runtime.files import is_remote
 from retrieval_jax.training.epochs import Recipe
 from retrieval_jax.training.optimizers import build_optimizer, learning_rate
+from retrieval_jax.training.views import augmentation
 
 
 def load_images(c: ConfigDict) -> ImageSet:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from retrieval_jax import devices
-from retrieval_jax.errors import UserError
+from retrieval_jax.runtime import devices
+from retrieval_jax.runtime.errors import UserError
 from retrieval_jax.training.optimizers import KEYS
 
 

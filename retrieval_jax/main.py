@@ -18,9 +18,9 @@ from absl import flags, logging
 from etils import epath
 from ml_collections import ConfigDict, config_flags
 
-from retrieval_jax.errors import Interrupted, UserError
-from retrieval_jax.files import as_path
-from retrieval_jax.interruption import INTERRUPTED, MESSAGE, Interruption
+from retrieval_jax.runtime.errors import Interrupted, UserError
+from retrieval_jax.runtime.files import as_path
+from retrieval_jax.runtime.interruption import INTERRUPTED, MESSAGE, Interruption
 
 
 def parse(arguments: list[str]) -> tuple[ConfigDict, epath.Path]:
@@ -90,7 +90,7 @@ def main(arguments: list[str]) -> int:
             # JAX starts only now, so that a wrong command line is answered at once.
             from retrieval_jax import pipeline
             from retrieval_jax.config import check_hosts
-            from retrieval_jax.hosts import meeting
+            from retrieval_jax.runtime.hosts import meeting
 
             check_hosts(config)
             with meeting(**config.distributed):

@@ -16,18 +16,19 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from retrieval_jax import config as configuration
-from retrieval_jax import hosts, stages
-from retrieval_jax.compilation import keep_programs
+from retrieval_jax import stages
 from retrieval_jax.data.images import ImageSet, LazyImages
-from retrieval_jax.errors import Interrupted, UserError
-from retrieval_jax.files import checksum, in_one_sentence, write_json
-from retrieval_jax.interruption import Interruption
-from retrieval_jax.kept import kept, read_results
-from retrieval_jax.progress import say
-from retrieval_jax.report.run_page import write_report
+from retrieval_jax.report.page import write_report
+from retrieval_jax.report.results import left_out, of_clustering, of_provenance, of_training
 from retrieval_jax.report.write import write_figures
-from retrieval_jax.results import left_out, of_clustering, of_provenance, of_training
-from retrieval_jax.workdir import claim, differences, open_workdir
+from retrieval_jax.runtime import hosts
+from retrieval_jax.runtime.errors import Interrupted, UserError
+from retrieval_jax.runtime.files import checksum, in_one_sentence, write_json
+from retrieval_jax.runtime.interruption import Interruption
+from retrieval_jax.runtime.program_cache import keep_programs
+from retrieval_jax.runtime.progress import say
+from retrieval_jax.runtime.stage_cache import kept, read_results
+from retrieval_jax.runtime.workdir import claim, differences, open_workdir
 
 STAGES = ("data", "train", "embed", "cluster", "score", "rank", "report")
 

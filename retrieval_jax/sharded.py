@@ -17,13 +17,15 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jax.typing import ArrayLike
 
-from retrieval_jax import cluster_index, devices, ranking
 from retrieval_jax import kmeans as single_kmeans
-from retrieval_jax.distances import matrix
-from retrieval_jax.kmeans.points import check_weights
+from retrieval_jax import ranking
+from retrieval_jax.kmeans._points import check_weights
 from retrieval_jax.kmeans.seeding import BLOCK
+from retrieval_jax.numerics.distances import matrix
+from retrieval_jax.ranking import cells as cluster_index
+from retrieval_jax.ranking._tiles import Found, least_of_all
 from retrieval_jax.ranking.neighbours import checked_mask
-from retrieval_jax.ranking.tiles import Found, least_of_all
+from retrieval_jax.runtime import devices
 
 _ROWS = P(devices.AXIS)
 
@@ -124,7 +126,7 @@ def search_cells(
     centroids: ArrayLike,
     k: int,
 ) -> ranking.Neighbours:
-    """As `retrieval_jax.cluster_index.search_cells`, with the gallery shared by all devices.
+    """As `retrieval_jax.ranking.cells.search_cells`, with the gallery shared by all devices.
 
     Every device groups its rows by cell and searches them for all queries; the best of all are
     kept. The neighbours are those of one device.
@@ -141,7 +143,7 @@ def search_cells(
       `Neighbours`.
 
     Raises:
-      ValueError: as `retrieval_jax.cluster_index.group` and `search_cells`.
+      ValueError: as `retrieval_jax.ranking.cells.group` and `search_cells`.
 
     Example:
       >>> gallery, centroids = [[0.0], [9.0], [1.0]], [[0.5], [9.0]]

@@ -13,15 +13,16 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from retrieval_jax import config as configuration
-from retrieval_jax import devices, evaluation, sharded
+from retrieval_jax import evaluation, sharded
 from retrieval_jax.build import build_recipe, load_images
 from retrieval_jax.data.images import ImageSet, view
 from retrieval_jax.data.split import Split, split
-from retrieval_jax.distances import unit
 from retrieval_jax.kmeans import predict
 from retrieval_jax.models import AutoEncoder
-from retrieval_jax.randomness import key_for
+from retrieval_jax.numerics.distances import unit
+from retrieval_jax.numerics.keys import key_for
 from retrieval_jax.ranking import Neighbours
+from retrieval_jax.runtime import devices
 from retrieval_jax.training.checkpoints import Checkpoints
 from retrieval_jax.training.feed import DataSet
 from retrieval_jax.training.logs import MetricLog

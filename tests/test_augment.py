@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from retrieval_jax.augment import (
+from retrieval_jax.training.views import (
     augmentation,
     colour_jitter,
     random_cutout,

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from retrieval_jax.errors import UserError
+from retrieval_jax.runtime.errors import UserError
 from retrieval_jax.training.checkpoints import Checkpoints, Record
 from retrieval_jax.training.step import TrainState
 

@@ -7,12 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retrieval_jax import cluster_scan, index_files
-from retrieval_jax.cluster_index import add, build, group, search, search_cells
-from retrieval_jax.errors import UserError
 from retrieval_jax.kmeans import predict
+from retrieval_jax.ranking import _cell_search as cluster_scan
+from retrieval_jax.ranking import cell_files as index_files
 from retrieval_jax.ranking import share_kept
-from retrieval_jax.ranking.costs import RESIDUE
+from retrieval_jax.ranking._costs import RESIDUE
+from retrieval_jax.ranking.cells import add, build, group, search, search_cells
+from retrieval_jax.runtime.errors import UserError
 
 
 def oracle(queries, cells, gallery, labels, k):

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from test_report import HOSTILE, Page, assert_inert, results
 
-from retrieval_jax.compare import compare, main, terminal, to_markdown
-from retrieval_jax.errors import UserError
 from retrieval_jax.report import text
+from retrieval_jax.report.compare import compare, main, terminal, to_markdown
 from retrieval_jax.report.read_run import GROUPS, read_run
+from retrieval_jax.runtime.errors import UserError
 
 
 def save(directory: Path, content: object, report: bool = False) -> Path:
@@ -51,7 +51,7 @@ def unlabelled() -> dict:
 
 def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [sys.executable, "-m", "retrieval_jax.compare", *map(str, arguments)],
+        [sys.executable, "-m", "retrieval_jax.report.compare", *map(str, arguments)],
         capture_output=True,
         text=True,
         encoding="utf-8",
@@ -281,7 +281,7 @@ def test_wrong_usage_gets_one_sentence_and_status_2(case, tmp_path):
 
 def test_a_reader_that_stops_early(tmp_path):
     good = save(tmp_path / "good", results())
-    command = f"'{sys.executable}' -m retrieval_jax.compare '{good}' | true"
+    command = f"'{sys.executable}' -m retrieval_jax.report.compare '{good}' | true"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
     assert not done.stderr
 

@@ -11,7 +11,7 @@ CLEAN["JAX_PLATFORMS"] = "cpu"
 CODE = """
 import sys
 import jax
-from retrieval_jax.compilation import keep_programs
+from retrieval_jax.runtime.program_cache import keep_programs
 keep_programs(sys.argv[1])
 jax.jit(lambda x: x + 1)(1.0)
 """

@@ -11,8 +11,8 @@ import pytest
 from retrieval_jax import config as configuration
 from retrieval_jax.build import build_recipe
 from retrieval_jax.config import check, check_against_data, check_hosts, default
-from retrieval_jax.errors import UserError
 from retrieval_jax.main import parse
+from retrieval_jax.runtime.errors import UserError
 from retrieval_jax.training.checkpoints import Checkpoints
 from retrieval_jax.training.feed import DataSet
 from retrieval_jax.training.logs import MetricLog

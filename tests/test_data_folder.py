@@ -12,7 +12,7 @@ from PIL import Image
 
 from retrieval_jax.data.folder import from_folder
 from retrieval_jax.data.stream import batches
-from retrieval_jax.errors import UserError
+from retrieval_jax.runtime.errors import UserError
 
 
 def pixels(seed, *shape):

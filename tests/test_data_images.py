@@ -9,7 +9,7 @@ from sklearn.datasets import load_digits
 
 from retrieval_jax.data.images import describe_images, digits
 from retrieval_jax.data.npz import from_npz
-from retrieval_jax.errors import UserError, printable, reason
+from retrieval_jax.runtime.errors import UserError, printable, reason
 
 
 def test_digits_are_scikit_learns_stretched_to_bytes():

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retrieval_jax.data.split import split
-from retrieval_jax.errors import UserError
+from retrieval_jax.runtime.errors import UserError
 
 
 def test_protocol_sizes_on_ten_balanced_classes():

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from retrieval_jax.data.images import LazyImages, view
 from retrieval_jax.data.stream import batches
-from retrieval_jax.errors import UserError
+from retrieval_jax.runtime.errors import UserError
 
 ARRAY = np.random.default_rng(0).integers(0, 256, (90, 2, 3, 1), np.uint8)
 

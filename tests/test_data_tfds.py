@@ -19,8 +19,8 @@ import pytest
 from PIL import Image
 
 from retrieval_jax.data.stream import batches
-from retrieval_jax.data.tfds_source import from_tfds
-from retrieval_jax.errors import UserError
+from retrieval_jax.data.tfds import from_tfds
+from retrieval_jax.runtime.errors import UserError
 
 NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 
@@ -407,7 +407,7 @@ def test_a_set_of_jpeg_files_is_called_a_mirror(tmp_path):
 def test_tensorflow_is_not_imported_and_tfds_only_on_use(prepared):
     code = """
 import sys
-import retrieval_jax.data.tfds_source as source
+import retrieval_jax.data.tfds as source
 from retrieval_jax.data import folder, images, npz, split
 assert "tensorflow_datasets" not in sys.modules
 assert len(source.from_tfds("shapes", sys.argv[1]).images) == 50

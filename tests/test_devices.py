@@ -4,8 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from retrieval_jax import devices
 from retrieval_jax.data.images import LazyImages
+from retrieval_jax.runtime import devices
 
 
 def test_several_devices_are_there():

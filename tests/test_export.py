@@ -1,12 +1,11 @@
 """Every program is exported for TPU, CUDA and CPU in one, and computes the same from there.
 
-And what experiments/tpu_check.py counts, and experiments/tpu_plan.py reckons, without libtpu.
+And what tools/tpu_check.py counts, and tools/tpu_plan.py reckons, without libtpu.
 """
 
 import json
 import os
 from functools import partial
-from pathlib import Path
 from unittest import mock
 
 import jax
@@ -18,16 +17,16 @@ from jax import export
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from experiments import tpu_plan
-from retrieval_jax import devices
 from retrieval_jax.kmeans import kmeans
 from retrieval_jax.models import AutoEncoder, Decoder, Encoder, Head
-from retrieval_jax.objective import Batch, classification_term, reconstruction_term
+from retrieval_jax.objectives.objective import Batch, classification_term, reconstruction_term
 from retrieval_jax.ranking import nearest
+from retrieval_jax.runtime import devices
 from retrieval_jax.training.step import create_state, train_step
+from tools import tpu_plan
 
 with mock.patch.dict(os.environ):  # it sets what libtpu reads
-    from experiments import tpu_check
+    from tools import tpu_check
 
 AXIS = {"axis_name": devices.AXIS}
 MODEL = AutoEncoder(Encoder((2,), 4, **AXIS), Decoder((2,), 1, **AXIS), Head(3))
@@ -174,7 +173,7 @@ def test_the_plan_needs_the_memory_that_compiling_found():
 
 
 def test_the_pages_have_the_tables_that_are_printed():
-    pages = Path(tpu_plan.__file__).parent
+    pages = tpu_plan.RESULTS.parent
     rows = json.loads(tpu_plan.RESULTS.read_text())
     assert tpu_plan.compiled_table(rows) in (pages / "tpu.md").read_text()
     scaling = (pages / "scaling.md").read_text()

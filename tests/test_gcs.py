@@ -21,14 +21,15 @@ from gcs_store import Store
 from PIL import Image
 from test_data_tfds import image_and_label, prepare, record
 
-from retrieval_jax import compare, files
-from retrieval_jax.data.fetch import fetched
 from retrieval_jax.data.folder import from_folder
 from retrieval_jax.data.npz import from_npz
-from retrieval_jax.data.tfds_source import from_tfds
-from retrieval_jax.errors import UserError
-from retrieval_jax.files import replacing
+from retrieval_jax.data.remote import fetched
+from retrieval_jax.data.tfds import from_tfds
 from retrieval_jax.main import main
+from retrieval_jax.report import compare
+from retrieval_jax.runtime import files
+from retrieval_jax.runtime.errors import UserError
+from retrieval_jax.runtime.files import replacing
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 OVERRIDES = (

@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 
-from experiments import chaos
+from tools import chaos
 
 SETTINGS = (
     *("training.epochs=2", "training.checkpoint_seconds=0.0", "report.tsne_points=0"),

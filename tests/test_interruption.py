@@ -7,12 +7,12 @@ import threading
 
 import pytest
 
-from retrieval_jax.interruption import MESSAGE, Interruption
+from retrieval_jax.runtime.interruption import MESSAGE, Interruption
 
 START = """
 import os, signal
-from retrieval_jax.errors import Interrupted
-from retrieval_jax.interruption import Interruption
+from retrieval_jax.runtime.errors import Interrupted
+from retrieval_jax.runtime.interruption import Interruption
 def term():
     os.kill(os.getpid(), signal.SIGTERM)
 with Interruption() as interruption:

@@ -6,7 +6,7 @@ import os
 import numpy as np
 import pytest
 
-from retrieval_jax.kept import kept, read_results
+from retrieval_jax.runtime.stage_cache import kept, read_results
 
 
 def maker(values):

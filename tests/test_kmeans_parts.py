@@ -14,19 +14,19 @@ from jax.sharding import PartitionSpec as P
 from scipy.spatial.distance import cdist
 from sklearn import datasets
 
-from retrieval_jax.distances import unit
 from retrieval_jax.kmeans import (
     KMeansResult,
     MiniBatchState,
     kmeans,
     mini_batch_start,
     mini_batch_step,
-    pruning,
 )
-from retrieval_jax.kmeans.passes import Statistics, dense_passes, dense_statistics, move
-from retrieval_jax.kmeans.points import Points, moments
-from retrieval_jax.kmeans.pruning import pruned_passes
+from retrieval_jax.kmeans import _pruning as pruning
+from retrieval_jax.kmeans._passes import Statistics, dense_passes, dense_statistics, move
+from retrieval_jax.kmeans._points import Points, moments
+from retrieval_jax.kmeans._pruning import pruned_passes
 from retrieval_jax.kmeans.seeding import draw, many_seeds, plus_plus, random_points
+from retrieval_jax.numerics.distances import unit
 
 KEY = jax.random.key(0)
 

@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parents[1]
-LAUNCH = ROOT / "experiments" / "launch"
+LAUNCH = ROOT / "launch"
 SCRIPTS = sorted(LAUNCH.glob("*.sh"))
 # What a shell would take apart, expand or run, were it not quoted.
 ODD = "a b'c\"d$(touch hacked);e\\f"
@@ -39,7 +39,7 @@ class Bench:
     def __init__(self, folder):
         self.trace, self.bin = folder / "trace", folder / "bin"
         self.checkout = folder / "retrieval_jax"
-        shutil.copytree(LAUNCH, self.checkout / "experiments" / "launch")
+        shutil.copytree(LAUNCH, self.checkout / "launch")
         self.bin.mkdir()
         for name in ("gcloud", "kubectl", "srun", "scontrol", "sbatch", "git", "nohup"):
             self.stand_in(name)
@@ -59,7 +59,7 @@ class Bench:
 
     def __call__(self, script, *arguments, code=0, **env):
         run = subprocess.run(
-            [self.checkout / "experiments" / "launch" / script, *arguments],
+            [self.checkout / "launch" / script, *arguments],
             cwd=self.checkout,
             env=self.env | env,
             capture_output=True,
@@ -195,7 +195,7 @@ def test_host_runs_one_run_and_stops_it(bench):
 
 
 def try_again(bench):
-    launch = bench.checkout / "experiments" / "launch" / "host.sh"
+    launch = bench.checkout / "launch" / "host.sh"
     return not subprocess.run([launch, "run", *RUN], env=bench.env, capture_output=True).returncode
 
 

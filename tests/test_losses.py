@@ -7,9 +7,14 @@ import optax
 import pytest
 from scipy.special import log_softmax
 
-from retrieval_jax.losses import cross_entropy, mean_squared_error
 from retrieval_jax.models import Outputs
-from retrieval_jax.objective import Batch, classification_term, evaluate, reconstruction_term
+from retrieval_jax.objectives.losses import cross_entropy, mean_squared_error
+from retrieval_jax.objectives.objective import (
+    Batch,
+    classification_term,
+    evaluate,
+    reconstruction_term,
+)
 
 GENERATOR = np.random.default_rng(0)
 IMAGES = GENERATOR.random((5, 3, 4, 2), np.float32)

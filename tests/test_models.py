@@ -212,7 +212,7 @@ def test_upsample_conv_refuses_another_kernel():
 
 
 def test_pooling_is_the_librarys():
-    from retrieval_jax.models.autoencoder import _max_pool_2x2
+    from retrieval_jax.models.network import _max_pool_2x2
 
     x = jax.random.normal(jax.random.key(0), (2, 6, 4, 3))
     expected, pullback = jax.vjp(lambda x: nn.max_pool(x, (2, 2), (2, 2)), x)

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from retrieval_jax import cluster_index
-from retrieval_jax.distances import centre
+from retrieval_jax.numerics.distances import centre
 from retrieval_jax.ranking import Neighbours, nearest, share_kept
+from retrieval_jax.ranking import cells as cluster_index
 
 
 def oracle(queries, gallery, k) -> Neighbours:

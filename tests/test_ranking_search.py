@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from retrieval_jax.ranking import Neighbours, nearest, nearest_streamed, share_kept
-from retrieval_jax.ranking.costs import as_compared, bounds, costs, find_basis
+from retrieval_jax.ranking._costs import as_compared, bounds, costs, find_basis
 
 METRICS = ["euclidean", "sqeuclidean", "cosine", "inner_product"]
 

@@ -19,8 +19,8 @@ from sklearn.datasets import load_digits
 from sklearn.manifold import trustworthiness
 
 from retrieval_jax.report import figures, text
-from retrieval_jax.report.projection import tsne
-from retrieval_jax.report.run_page import write_report
+from retrieval_jax.report.map import tsne
+from retrieval_jax.report.page import write_report
 
 HOSTILE = (
     "<script>alert(1)</script>",
@@ -496,7 +496,7 @@ def test_figures_refuse_shapes_that_do_not_belong_together(tmp_path):
 def test_reading_results_loads_no_plotting():
     """The comparison must start at once; figures must not touch pyplot's global state."""
     code = (
-        "import sys; import retrieval_jax.compare; "
+        "import sys; import retrieval_jax.report.compare; "
         "assert not {'matplotlib', 'openTSNE', 'sklearn'} & set(sys.modules); "
         "import retrieval_jax.report.figures; assert 'matplotlib.pyplot' not in sys.modules"
     )

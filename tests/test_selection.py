@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from retrieval_jax.selection import rows_of_true, threshold
+from retrieval_jax.numerics.selection import rows_of_true, threshold
 
 INFINITE = jnp.full(2, jnp.inf)
 jitted = jax.jit(threshold, static_argnums=(2, 3))

@@ -4,8 +4,9 @@ import jax
 import numpy as np
 import pytest
 
-from retrieval_jax import cluster_index, sharded
+from retrieval_jax import sharded
 from retrieval_jax.kmeans import kmeans
+from retrieval_jax.ranking import cells as cluster_index
 from retrieval_jax.ranking import nearest
 
 KEY = jax.random.key(3)

@@ -13,13 +13,12 @@ from flax import linen as nn
 from numpy_model import autoencoder, randomised
 from scipy.special import log_softmax
 
-from retrieval_jax import devices
-from retrieval_jax.augment import random_shift
 from retrieval_jax.data.images import LazyImages, view
-from retrieval_jax.errors import Interrupted, UserError
 from retrieval_jax.models import AutoEncoder, Decoder, Encoder, Head
-from retrieval_jax.objective import Batch, classification_term, reconstruction_term
-from retrieval_jax.randomness import key_for
+from retrieval_jax.numerics.keys import key_for
+from retrieval_jax.objectives.objective import Batch, classification_term, reconstruction_term
+from retrieval_jax.runtime import devices
+from retrieval_jax.runtime.errors import Interrupted, UserError
 from retrieval_jax.training.checkpoints import Checkpoints
 from retrieval_jax.training.epochs import Recipe, fit_batch
 from retrieval_jax.training.feed import DataSet, streamed
@@ -27,6 +26,7 @@ from retrieval_jax.training.logs import MetricLog
 from retrieval_jax.training.loop import Watch, _parts, train
 from retrieval_jax.training.optimizers import build_optimizer
 from retrieval_jax.training.step import TrainState, create_state, train_step, validation_step
+from retrieval_jax.training.views import random_shift
 
 WEIGHTS = {"reconstruction": 3.0, "classification": 0.5}
 OBJECTIVE = {

@@ -6,9 +6,9 @@ import sys
 import numpy as np
 import pytest
 
-from retrieval_jax.errors import UserError
-from retrieval_jax.files import locked, write_arrays, write_json
-from retrieval_jax.workdir import claim
+from retrieval_jax.runtime.errors import UserError
+from retrieval_jax.runtime.files import locked, write_arrays, write_json
+from retrieval_jax.runtime.workdir import claim
 
 
 def test_the_same_content_claims_again_and_another_is_refused(tmp_path):
@@ -49,7 +49,7 @@ def test_json_has_no_nan(tmp_path):
 def test_a_lock_lets_in_one_process_at_a_time(tmp_path):
     code = (
         "import pathlib, sys\n"
-        "from retrieval_jax.files import locked\n"
+        "from retrieval_jax.runtime.files import locked\n"
         "with locked(pathlib.Path(sys.argv[1])): print('in', flush=True)"
     )
     command = [sys.executable, "-c", code, str(tmp_path / "below" / "lock")]

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from etils import epath
 
-from retrieval_jax.files import write_arrays
-from retrieval_jax.progress import say
+from retrieval_jax.runtime.files import write_arrays
+from retrieval_jax.runtime.progress import say
 
 _LARGEST = 1 << 30  # bytes; what takes more is decoded at every start, or should stream
 _FORMAT = 1  # to be raised when the decoding changes

@@ -18,8 +18,8 @@ from PIL import Image
 from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
 from tensorflow_datasets.core.download.util import DownloadError
 
-from retrieval_jax.errors import UserError, printable, reason
-from retrieval_jax.files import locked
+from retrieval_jax.runtime.errors import UserError, printable, reason
+from retrieval_jax.runtime.files import locked
 
 URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 _ARCHIVE = "cifar-10-binary.tar.gz"

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from retrieval_jax.data.fetch import fetched
 from retrieval_jax.data.images import ImageSet, LazyImages, describe_images
-from retrieval_jax.errors import UserError, printable, reason
+from retrieval_jax.data.remote import fetched
+from retrieval_jax.runtime.errors import UserError, printable, reason
 
 _ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
 _FORMATS = ("PNG", "JPEG", "WEBP")  # by content: Pillow's other readers see no untrusted file

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
-from retrieval_jax.data.fetch import fetched
 from retrieval_jax.data.images import ImageSet, describe_images
-from retrieval_jax.errors import UserError, printable, reason
+from retrieval_jax.data.remote import fetched
+from retrieval_jax.runtime.errors import UserError, printable, reason
 
 _KEYS = ("images", "labels", "class_names")
 

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from retrieval_jax.errors import UserError
+from retrieval_jax.runtime.errors import UserError
 
 _PURPOSE = int.from_bytes(b"split")  # sets these random numbers apart from others of the same seed
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from retrieval_jax.distances import matrix, over_chunks, same_features, scores, unit
+from retrieval_jax.numerics.distances import matrix, over_chunks, same_features, scores, unit
 
 
 def predict(

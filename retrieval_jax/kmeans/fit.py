@@ -19,12 +19,12 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from retrieval_jax.distances import matrix, unit
+from retrieval_jax.kmeans._passes import Statistics, dense_passes, move
+from retrieval_jax.kmeans._points import Points, check_weights, moments
+from retrieval_jax.kmeans._pruning import pruned_passes
 from retrieval_jax.kmeans.assignment import assign_all, chunk_rows
-from retrieval_jax.kmeans.passes import Statistics, dense_passes, move
-from retrieval_jax.kmeans.points import Points, check_weights, moments
-from retrieval_jax.kmeans.pruning import pruned_passes
 from retrieval_jax.kmeans.seeding import many_seeds, plus_plus, random_points
+from retrieval_jax.numerics.distances import matrix, unit
 
 
 class KMeansResult(NamedTuple):

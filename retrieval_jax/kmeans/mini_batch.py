@@ -11,11 +11,11 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from retrieval_jax.distances import matrix, same_features
+from retrieval_jax.kmeans._passes import Statistics, dense_statistics, move
+from retrieval_jax.kmeans._points import Points, check_weights, moments
 from retrieval_jax.kmeans.assignment import chunk_rows
-from retrieval_jax.kmeans.passes import Statistics, dense_statistics, move
-from retrieval_jax.kmeans.points import Points, check_weights, moments
 from retrieval_jax.kmeans.seeding import plus_plus
+from retrieval_jax.numerics.distances import matrix, same_features
 
 
 class MiniBatchState(NamedTuple):

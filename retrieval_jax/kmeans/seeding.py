@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from retrieval_jax.distances import FULL_PRECISION, scores
+from retrieval_jax.kmeans._points import Points
 from retrieval_jax.kmeans.assignment import assign
-from retrieval_jax.kmeans.points import Points
+from retrieval_jax.numerics.distances import FULL_PRECISION, scores
 
 # Rows that are drawn from together. Shards of whole blocks draw what one device would.
 BLOCK = 128

@@ -19,8 +19,8 @@ import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
-from retrieval_jax.distances import centre, matrix, over_chunks, scores
 from retrieval_jax.metrics.labels import host_labels
+from retrieval_jax.numerics.distances import centre, matrix, over_chunks, scores
 
 # Rows at a time where the mean is taken.
 _ROWS = 16384

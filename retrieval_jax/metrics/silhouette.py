@@ -13,8 +13,8 @@ import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
-from retrieval_jax.distances import matrix, over_chunks, scores
 from retrieval_jax.metrics.labels import host_labels
+from retrieval_jax.numerics.distances import matrix, over_chunks, scores
 
 # Of a squared distance this far below the squares of its points, products keep three digits.
 _SHORT = 2.0**-10

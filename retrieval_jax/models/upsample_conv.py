@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from retrieval_jax.models.conv import conv
+from retrieval_jax.models.convs import conv
 
 
 @jax.custom_vjp

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from retrieval_jax.distances import matrix
+from retrieval_jax.numerics.distances import matrix
 
 Metric = Literal["euclidean", "sqeuclidean", "cosine", "inner_product"]
 

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from retrieval_jax.distances import matrix
-from retrieval_jax.ranking.costs import as_distances
+from retrieval_jax.numerics.distances import matrix
+from retrieval_jax.ranking._costs import as_distances
+from retrieval_jax.ranking._tiles import Found, Setting, least, search
 from retrieval_jax.ranking.neighbours import (
     Metric,
     Neighbours,
@@ -16,7 +17,6 @@ from retrieval_jax.ranking.neighbours import (
     check_sizes,
     checked_mask,
 )
-from retrieval_jax.ranking.tiles import Found, Setting, least, search
 
 
 def nearest_streamed(

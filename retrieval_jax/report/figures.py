@@ -23,8 +23,8 @@ from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
-from retrieval_jax.files import replacing
 from retrieval_jax.report.text import shorten
+from retrieval_jax.runtime.files import replacing
 
 RIGHT, WRONG, NEUTRAL = "#0072b2", "#c2410c", "#475569"
 CLASS_COLOURS = matplotlib.color_sequences["petroff10"]  # Petroff 2021, arXiv:2107.02270

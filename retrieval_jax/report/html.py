@@ -9,8 +9,8 @@ from html import escape
 
 from etils import epath
 
-from retrieval_jax.files import replacing
 from retrieval_jax.report.text import printable
+from retrieval_jax.runtime.files import replacing
 
 _POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; "

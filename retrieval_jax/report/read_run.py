@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 from etils import epath
 
-from retrieval_jax.errors import UserError, reason
-from retrieval_jax.files import reaching, read_bytes
 from retrieval_jax.report.text import duration, loss, printable, score
+from retrieval_jax.runtime.errors import UserError, reason
+from retrieval_jax.runtime.files import reaching, read_bytes
 
 GROUPS = ("clusters", "retrieval", "after the last epoch", "time")
 MISSING = "-"

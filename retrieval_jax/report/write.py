@@ -8,8 +8,8 @@ from ml_collections import ConfigDict
 
 from retrieval_jax.data.images import ImageSet
 from retrieval_jax.data.split import Split
-from retrieval_jax.files import make_directory
-from retrieval_jax.report.projection import tsne
+from retrieval_jax.report.map import tsne
+from retrieval_jax.runtime.files import make_directory
 
 _SHOWN = 5  # neighbours in a retrieval row, as in the 2020 report
 

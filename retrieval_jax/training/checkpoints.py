@@ -14,10 +14,10 @@ import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint import checkpoint_managers
 
-from retrieval_jax import hosts
-from retrieval_jax.errors import UserError, reason
-from retrieval_jax.files import checksum, copy_files, is_remote, make_directory
-from retrieval_jax.progress import say
+from retrieval_jax.runtime import hosts
+from retrieval_jax.runtime.errors import UserError, reason
+from retrieval_jax.runtime.files import checksum, copy_files, is_remote, make_directory
+from retrieval_jax.runtime.progress import say
 from retrieval_jax.training.step import TrainState
 
 

@@ -9,14 +9,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from retrieval_jax import devices
-from retrieval_jax.augment import Augment
 from retrieval_jax.models import AutoEncoder
-from retrieval_jax.objective import TOTAL, Batch, Objective
-from retrieval_jax.randomness import key_for
+from retrieval_jax.numerics.keys import key_for
+from retrieval_jax.objectives.objective import TOTAL, Batch, Objective
+from retrieval_jax.runtime import devices
 from retrieval_jax.training.feed import DataSet
 from retrieval_jax.training.repeat import Totals, repeat
 from retrieval_jax.training.step import TrainState, as_float, train_step, validation_step
+from retrieval_jax.training.views import Augment
 
 
 class Recipe(NamedTuple):

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from retrieval_jax import devices
 from retrieval_jax.data.stream import batches
+from retrieval_jax.runtime import devices
 
 
 class DataSet(NamedTuple):

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from etils import epath
 from tensorboardX import SummaryWriter
 
-from retrieval_jax import hosts
-from retrieval_jax.files import copy_files, is_remote, replacing
+from retrieval_jax.runtime import hosts
+from retrieval_jax.runtime.files import copy_files, is_remote, replacing
 
 
 class MetricLog:

@@ -15,12 +15,12 @@ import numpy as np
 from etils import epath
 from jax.typing import ArrayLike
 
-from retrieval_jax import devices, hosts
-from retrieval_jax.errors import Interrupted, UserError
-from retrieval_jax.files import copy_files, is_remote
-from retrieval_jax.objective import TOTAL
-from retrieval_jax.progress import Progress, say
-from retrieval_jax.randomness import key_for
+from retrieval_jax.numerics.keys import key_for
+from retrieval_jax.objectives.objective import TOTAL
+from retrieval_jax.runtime import devices, hosts
+from retrieval_jax.runtime.errors import Interrupted, UserError
+from retrieval_jax.runtime.files import copy_files, is_remote
+from retrieval_jax.runtime.progress import Progress, say
 from retrieval_jax.training.checkpoints import Checkpoints, Record
 from retrieval_jax.training.epochs import Recipe, check_batches, epoch_order, fit_steps
 from retrieval_jax.training.feed import DataSet, streamed

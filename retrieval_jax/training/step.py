@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from retrieval_jax.models import AutoEncoder
-from retrieval_jax.objective import TOTAL, Batch, Objective, evaluate
+from retrieval_jax.objectives.objective import TOTAL, Batch, Objective, evaluate
 
 
 class TrainState(NamedTuple):

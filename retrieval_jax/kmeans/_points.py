@@ -1,0 +1,117 @@
+"""The points of k-means as each of its passes reads them: in chunks, weighted, over all shards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.typing import ArrayLike
+
+from retrieval_jax.numerics.distances import FULL_PRECISION, over_chunks, unit
+
+Carry = TypeVar("Carry")
+
+
+class Points(NamedTuple):
+    """Points [n, d] and how to read them; made inside jit, and closed over by loops.
+
+    Attributes:
+      values: float32 or bfloat16 [n, d], the rows that lie on this device.
+      weights: float32 [n], ≥ 0; rows of weight 0 count nowhere.
+      centre: float32 [d], taken off every row, so that a common offset drowns no difference.
+      chunk: rows read at a time, ≤ n.
+      spherical: whether rows are scaled to unit length before they are centred.
+      axis_name: the mapped axis over whose devices the rows are shared, None for one device.
+    """
+
+    values: jax.Array
+    weights: jax.Array
+    centre: jax.Array
+    chunk: int
+    spherical: bool
+    axis_name: str | None
+
+    def prepare(self, rows: jax.Array) -> jax.Array:
+        """Rows of `values` as float32, of unit length where asked for, centred."""
+        rows = rows.astype(jnp.float32)
+        return (unit(rows) if self.spherical else rows) - self.centre
+
+    def fold(
+        self, step: Callable[[Carry, jax.Array, jax.Array, jax.Array], Carry], carry: Carry
+    ) -> Carry:
+        """Folds step(carry, start, prepared rows [c, d], weights [c]) over this device's chunks.
+
+        A row that comes twice, in the overlap of a ragged last chunk, has weight 0 the second time.
+        """
+
+        def body(carry: Carry, start: jax.Array, rows: jax.Array, new: jax.Array) -> Carry:
+            weights = lax.dynamic_slice_in_dim(self.weights, start, self.chunk)
+            return step(carry, start, self.prepare(rows), jnp.where(new, weights, 0))
+
+        return over_chunks(self.values, self.chunk, body, carry)
+
+    def total(self, tree: Any) -> Any:
+        """Sums what each device found in its rows."""
+        return tree if self.axis_name is None else lax.psum(tree, self.axis_name)
+
+    def gathered(self, array: jax.Array) -> jax.Array:
+        """Every device's array, one after the other along the leading axis."""
+        return (
+            array if self.axis_name is None else lax.all_gather(array, self.axis_name, tiled=True)
+        )
+
+    def shard(self) -> tuple[jax.Array | int, int]:
+        """Which shard the rows are, and of how many."""
+        if self.axis_name is None:
+            return 0, 1
+        return lax.axis_index(self.axis_name), lax.axis_size(self.axis_name)
+
+
+def moments(points: Points) -> tuple[jax.Array, jax.Array]:
+    """The weighted mean [d], and the average over the features of their variance.
+
+    The mean is of the rows as `points.prepare` gives them with the centre that points have, and is
+    found twice: a sum of raw values rounds their common offset n times over.
+    """
+
+    def sums(shifted: Points) -> tuple[jax.Array, jax.Array, jax.Array]:
+        def add(carry, _, rows, weights):
+            first = jnp.dot(weights, rows, precision=FULL_PRECISION)
+            second = (weights[:, None] * rows**2).sum(0)
+            return carry[0] + first, carry[1] + second, carry[2] + weights.sum()
+
+        zero = jnp.zeros(points.values.shape[1], jnp.float32)
+        return points.total(shifted.fold(add, (zero, zero, jnp.float32(0))))
+
+    first, _, weight = sums(points)
+    mean = points.centre + first / weight
+    rest, squares, _ = sums(points._replace(centre=mean))
+    rest = rest / weight
+    return mean + rest, (squares / weight - rest**2).mean()
+
+
+def check_weights(weights: ArrayLike | None, n: int, k: int) -> jax.Array:
+    """Returns the weights as float32 [n]; None for 1 each.
+
+    Raises:
+      ValueError: another length, or, where they are concrete, weights that are negative or not
+        finite, or fewer than k of them above 0.
+
+    Example:
+      >>> check_weights([True, False, True], n=3, k=2).tolist()
+      [1.0, 0.0, 1.0]
+    """
+    if weights is None:
+        return jnp.ones(n, jnp.float32)
+    weights = jnp.asarray(weights, jnp.float32)
+    if weights.shape != (n,):
+        raise ValueError(f"weights must be one for each of the {n} points, not {weights.shape}.")
+    if not isinstance(weights, jax.core.Tracer):
+        if not bool((jnp.isfinite(weights) & (weights >= 0)).all()):
+            raise ValueError("weights must be finite and not negative.")
+        if int((weights > 0).sum()) < k:
+            raise ValueError(f"fewer points have a weight above 0 than the {k} that k asks for.")
+    return weights

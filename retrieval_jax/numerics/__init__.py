@@ -1,0 +1,1 @@
+"""Array helpers that k-means, ranking and metrics share."""

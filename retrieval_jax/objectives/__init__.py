@@ -1,0 +1,1 @@
+"""What training minimises: named losses with weights, each a pure function of arrays."""

@@ -1,0 +1,167 @@
+"""What a search minimises, exactly for a few rows and bounded from below for all of them.
+
+Inside the search every metric is a cost, the smaller the nearer: the squared distance, that of the
+unit vectors for the cosine, the negative inner product. Candidates are chosen by `bounds`, one
+matrix product, and ranked by `costs`.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from retrieval_jax.numerics.distances import FULL_PRECISION, unit
+from retrieval_jax.ranking.neighbours import Metric
+
+# Most variance outside the first components for their bounds to be worth a try.
+RESIDUE = 0.1
+
+
+class Basis(NamedTuple):
+    """Coordinates in which a few components tell most of the distances.
+
+    Attributes:
+      origin: float32 [d].
+      vectors: float32 [d, d], orthonormal columns, of most variance first.
+      residue: float32 [d + 1], the share of variance outside the first 0..d columns.
+    """
+
+    origin: jax.Array
+    vectors: jax.Array
+    residue: jax.Array
+
+
+def as_compared(rows: jax.Array, metric: Metric) -> jax.Array:
+    """Rows [..., d] as float32, of length 1 for the cosine (a zero row stays zero).
+
+    Example:
+      >>> as_compared(jnp.array([[0.0, 5.0], [0.0, 0.0]]), "cosine").tolist()
+      [[0.0, 1.0], [0.0, 0.0]]
+    """
+    rows = rows.astype(jnp.float32)
+    return unit(rows) if metric == "cosine" else rows
+
+
+def costs(queries: jax.Array, rows: jax.Array, metric: Metric) -> jax.Array:
+    """The cost of each row to its query, in float32 from differences, so never by cancellation.
+
+    A zero vector has cosine 0 to everything, itself included.
+
+    Args:
+      queries: `as_compared` [..., d].
+      rows: `as_compared` [..., d].
+      metric: as `nearest`.
+
+    Returns:
+      float32 [...].
+
+    Example:
+      >>> costs(jnp.array([[0.0, 3.0]]), jnp.array([[4.0, 0.0]]), "euclidean").tolist()
+      [25.0]
+    """
+    if metric == "inner_product":
+        return -_dot(queries, rows)
+    squared = ((queries - rows) ** 2).sum(-1)
+    if metric == "cosine":
+        zero = (queries == 0).all(-1) | (rows == 0).all(-1)
+        squared = jnp.where(zero, 2, squared)
+    return squared
+
+
+def as_distances(least: jax.Array, metric: Metric) -> jax.Array:
+    """Costs as the metric names them.
+
+    Example:
+      >>> as_distances(jnp.array([4.0]), "euclidean").tolist()
+      [2.0]
+    """
+    match metric:
+        case "euclidean":
+            return jnp.sqrt(least)
+        case "sqeuclidean":
+            return least
+        case "cosine":
+            return least / 2
+    return -least
+
+
+def _dot(x: jax.Array, y: jax.Array) -> jax.Array:
+    """x·y over the last axis as if in twice the precision of float32, rounded once.
+
+    Products by Dekker's splitting, sums by Knuth's two-sum in halves. T. Ogita, S. Rump, S. Oishi,
+    "Accurate sum and dot product", SIAM J. Scientific Computing, 2005.
+    """
+    x_high, y_high = (lax.reduce_precision(of, 8, 11) for of in (x, y))
+    x_low, y_low = x - x_high, y - y_high
+    total = x * y
+    error = ((x_high * y_high - total) + x_high * y_low + x_low * y_high) + x_low * y_low
+    while total.shape[-1] > 1:
+        half = -(-total.shape[-1] // 2)
+        pad = [(0, 0)] * (total.ndim - 1) + [(0, 2 * half - total.shape[-1])]
+        total, error = jnp.pad(total, pad), jnp.pad(error, pad)
+        a, b = total[..., :half], total[..., half:]
+        total = a + b
+        partner = total - a
+        lost = (a - (total - partner)) + (b - partner)
+        error = error[..., :half] + error[..., half:] + lost
+    return (total + error)[..., 0]
+
+
+def find_basis(gallery: jax.Array, metric: Metric) -> Basis:
+    """Principal components of some 4096 of the rows [n, d]: any basis is right, this one is good.
+
+    Example:
+      >>> basis = find_basis(jnp.array([[1.0, 5.0], [3.0, 5.0]]), "euclidean")
+      >>> basis.origin.tolist(), jnp.abs(basis.vectors[:, 0]).tolist()
+      ([2.0, 5.0], [1.0, 0.0])
+    """
+    sample = as_compared(gallery[:: -(-len(gallery) // 4096)], metric)
+    # Inner products have no origin but 0.
+    origin = sample.mean(0) * (metric != "inner_product")
+    sample = sample - origin
+    moments = jnp.dot(sample.T, sample, precision=FULL_PRECISION)
+    variances, vectors = jnp.linalg.eigh(moments)
+    left = jnp.cumsum(jnp.pad(jnp.maximum(variances, 0), (1, 0)))[::-1]
+    return Basis(origin, vectors[:, ::-1], left / left[0])
+
+
+def bounds(
+    rows: jax.Array, basis: Basis, components: int, metric: Metric
+) -> tuple[jax.Array, jax.Array]:
+    """Features whose products never exceed the cost of a pair, whatever the rounding.
+
+    With x = [p, r] in the basis, p the first components and r the rest, x·y ≤ p·p' + |r| |r'|
+    (Cauchy-Schwarz): the product of one more feature than components bounds the inner product from
+    above, hence the squared distance |x|² + |y|² - 2 x·y from below. All rounding, here and in the
+    product, is within slack × |x| |y|, which adding slack × |x|² to |r|² makes up for.
+
+    Args:
+      rows: `as_compared` [n, d].
+      basis: of any rows.
+      components: how many to take; with all d the bound is tight.
+      metric: as `nearest`.
+
+    Returns:
+      Features [n, components + 3] of the rows as gallery and as queries: products of the one with
+      the other are the bounds.
+
+    Example:
+      >>> basis = Basis(jnp.zeros(2), jnp.eye(2), jnp.zeros(3))
+      >>> gallery, _ = bounds(jnp.array([[3.0, 4.0]]), basis, 1, "euclidean")
+      >>> _, queries = bounds(jnp.array([[0.0, -4.0]]), basis, 1, "euclidean")
+      >>> round(float((gallery @ queries.T)[0, 0]), 2)  # where |x - y|² is 73
+      9.0
+    """
+    rows = rows - basis.origin
+    slack = (rows.shape[1] + 16) * jnp.finfo(jnp.float32).eps
+    p = jnp.dot(rows, basis.vectors[:, :components], precision=FULL_PRECISION)
+    square = (rows**2).sum(1, keepdims=True)
+    rest = jnp.sqrt(jnp.maximum(square - (p**2).sum(1, keepdims=True), 0) + 2 * slack * square)
+    if components == rows.shape[1]:
+        rest = jnp.sqrt(2 * slack * square)
+    one = jnp.ones_like(square)
+    if metric == "inner_product":
+        return jnp.hstack([p, rest, 0 * one, one]), jnp.hstack([-p, -rest, one, 0 * one])
+    square = (1 - 2 * slack) * square
+    return jnp.hstack([p, rest, square, one]), jnp.hstack([-2 * p, -2 * rest, one, square])

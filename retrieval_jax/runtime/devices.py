@@ -1,0 +1,190 @@
+"""The one module that knows how many devices there are and what lies on each.
+
+A value "on every device" is stacked along a leading axis of this process' devices, as `jax.pmap`
+takes it. All processes call the mapped functions together, each for its own devices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from functools import cache, wraps
+from typing import Any
+
+import jax
+import numpy as np
+from flax import jax_utils
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+
+from retrieval_jax.data.images import LazyImages
+from retrieval_jax.data.stream import batches
+from retrieval_jax.runtime.progress import Progress
+
+AXIS = "devices"
+
+
+def count() -> int:
+    """Number of devices that the mapped functions run on, of all processes."""
+    return jax.device_count()
+
+
+def local_count() -> int:
+    """Number of this process' devices."""
+    return jax.local_device_count()
+
+
+def steps_per_call() -> int:
+    """Training steps that one compiled call runs at most.
+
+    XLA's CPU backend runs convolutions in the body of a loop 5.3 × slower than outside (624 against
+    118 ms a step of `configs/cifar10_hint.py` on 2 cores of a virtual Intel Xeon, JAX 0.10.2), so
+    there a call is one step. Elsewhere a call outlasts its dispatch by far, and is still short
+    enough for a progress bar.
+    """
+    return 1 if jax.default_backend() == "cpu" else 128
+
+
+def mesh() -> Mesh:
+    """The devices of all processes as a mesh of one axis, `AXIS`, for `jax.shard_map`."""
+    return Mesh(np.array(jax.devices()), (AXIS,))
+
+
+def on_every_device(tree: Any) -> Any:
+    """Copies a tree of arrays to every device."""
+    # The axis has the name that mapped functions give their results, or what takes both is compiled
+    # twice.
+    return jax_utils.replicate(tree, axis_name=AXIS)
+
+
+def from_first_device(tree: Any) -> Any:
+    """Fetches the first device's copy of a tree to the host, as NumPy arrays."""
+    shards = jax.tree.map(lambda x: x.addressable_shards[0].data, tree)
+    return jax.tree.map(lambda x: x[0], jax.device_get(shards))
+
+
+def local_share(rows: np.ndarray) -> np.ndarray:
+    """[…, batch] → […, batch of this process' devices], the same on the host."""
+    *others, batch = rows.shape
+    shares = rows.reshape(*others, count(), batch // count())
+    return shares[..., _positions(), :].reshape(*others, batch // count() * local_count())
+
+
+def share_batches(rows: np.ndarray) -> jax.Array:
+    """[steps, batch] → [devices, steps, batch / devices], each device's share of every batch."""
+    steps, batch = rows.shape
+    shares = local_share(rows).reshape(steps, local_count(), batch // count()).swapaxes(0, 1)
+    return jax.pmap(lambda share: share)(shares)
+
+
+def whole_batches(shares: jax.Array) -> np.ndarray:
+    """Fetches the local part of [devices, steps, batch / devices] to the host as [steps, batch]."""
+    fetched = np.stack([shard.data[0] for shard in shares.addressable_shards])
+    return fetched.swapaxes(0, 1).reshape(fetched.shape[1], -1)
+
+
+def prefetched(trees: Iterable[Any]) -> Iterator[Any]:
+    """Yields trees of this process' arrays [b, …] as [devices, b / devices, …], a device's on it.
+
+    The transfer of the next one is under way while one is in use.
+    """
+
+    def share(x: np.ndarray) -> np.ndarray:
+        return x.reshape(local_count(), -1, *x.shape[1:])
+
+    return jax_utils.prefetch_to_device((jax.tree.map(share, tree) for tree in trees), 2)
+
+
+def mapped(function: Callable, *, donate: tuple[int, ...] = ()) -> Callable:
+    """Maps a per-device function over all devices, with `AXIS` as the name for its reductions.
+
+    Its float32 products are float32 on every backend: a GPU or a TPU would by itself round what
+    goes into them to TF32 or bfloat16. It is said here, and not in the modules, because it must
+    hold for gradients too, also for those written by hand.
+    """
+
+    @wraps(function)
+    def exact(*arguments: Any) -> Any:
+        with jax.default_matmul_precision("highest"):
+            return function(*arguments)
+
+    return jax.pmap(exact, axis_name=AXIS, donate_argnums=donate)
+
+
+def round_up(batch: int) -> int:
+    """The next batch size that all devices share evenly."""
+    return -(-batch // count()) * count()
+
+
+def on_rows(function: Callable[[Any, jax.Array], jax.Array]) -> Callable:
+    """Maps (parameters, [b, …]) → [b, …], each row on its own, for `map_rows`; compiled once.
+
+    Every process gets the results of all devices.
+    """
+    several = jax.process_count() > 1
+
+    def on_all(parameters: Any, part: jax.Array) -> jax.Array:
+        result = function(parameters, part)
+        return jax.lax.all_gather(result, AXIS) if several else result
+
+    return mapped(on_all)
+
+
+def map_rows(
+    function: Callable[[Any, np.ndarray], jax.Array],
+    parameters: Any,
+    rows: np.ndarray | LazyImages,
+    batch: int,
+) -> np.ndarray:
+    """Applies `function(parameters, batch of rows)` to any number of rows, on all devices.
+
+    The last batch is padded to the static shape and only real rows are returned. Rows are read two
+    batches ahead and two batches are in flight, so memory doesn't grow with the rows. Each process
+    reads the rows of its own devices and gets the results of all.
+
+    Args:
+      function: of `on_rows`.
+      parameters: on every device.
+      rows: [n, …] on the host, n ≥ 0, or images that are read when they are needed.
+      batch: rows of one call over all devices; rounded up to a multiple of the devices.
+
+    Returns:
+      [n, …] on the host.
+    """
+    batch = round_up(batch)
+    several = jax.process_count() > 1
+    results: list[np.ndarray] = []
+    pending: list[tuple[jax.Array, int]] = []
+
+    def fetch() -> None:
+        value, real = pending.pop(0)
+        whole = from_first_device(value) if several else np.asarray(value)
+        results.append(whole.reshape(batch, *whole.shape[2:])[:real])
+        progress.update(real)
+
+    steps = max(-(-len(rows) // batch), 1)  # without rows one batch of nothing, for its shape
+    mine = local_share(np.arange(steps * batch).reshape(steps, batch))
+    parts = batches(rows, mine[mine < len(rows)], mine.shape[1])
+    with Progress("images", len(rows)) as progress:
+        for step, numbers in enumerate(mine):
+            part = np.zeros((len(numbers), *rows.shape[1:]), rows.dtype)
+            real = numbers < len(rows)
+            if real.any():
+                part[real] = next(parts)
+            shared = part.reshape(local_count(), -1, *part.shape[1:])
+            pending.append((function(parameters, shared), min(batch, len(rows) - step * batch)))
+            if len(pending) > 1:
+                fetch()
+        fetch()
+    return np.concatenate(results)
+
+
+def on_host(tree: Any) -> Any:
+    """Fetches a tree of arrays that a program spread over the devices, whole on every process."""
+    return multihost_utils.process_allgather(tree, tiled=True)
+
+
+@cache
+def _positions() -> np.ndarray:
+    """Along `AXIS`, of this process' devices; they need not follow one another."""
+    axis = jax.pmap(lambda _: jax.lax.axis_index(AXIS), axis_name=AXIS)(np.zeros(local_count()))
+    return np.array([shard.data[0] for shard in axis.addressable_shards])

@@ -1,0 +1,261 @@
+"""Several processes, one a host: how they meet, share what the first one knows, and stop together.
+
+The first process alone reads and writes the workdir. A run of one process passes through all of
+this without a change.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import os
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from retrieval_jax.runtime.errors import Interrupted, UserError
+from retrieval_jax.runtime.interruption import INTERRUPTED
+
+_HEARTBEAT = 30  # seconds without a sign of a process after which it counts as lost
+_WATCH = 1.0  # seconds between looks at the others
+_REASON = "retrieval_jax/reason"  # key under which the first to fail leaves why
+_LONG = 7 * 24 * 3600  # seconds that one may be ahead of another
+_PART = 1 << 26  # bytes of one broadcast
+
+
+def is_first() -> bool:
+    """Whether this is the process that reads and writes the workdir, and reports."""
+    return jax.process_index() == 0
+
+
+@contextmanager
+def meeting(coordinator: str, processes: int, process: int, timeout: int) -> Iterator[None]:
+    """Around a run's work: before it all processes meet, and what ends one of them ends all.
+
+    Where an argument names a coordinator they meet there; without one `jax.distributed` finds it on
+    TPU slices, under Slurm and, with the package `kubernetes`, in an Indexed Job. Anywhere else
+    nothing happens. It has to come before all other use of JAX.
+
+    A `UserError` of one process stops every one with the same sentence; a process that is lost
+    stops the others, with the exit code that says that the same command resumes.
+
+    Args:
+      coordinator: HOST:PORT of process 0; "" where the cluster says it.
+      processes: how many there are; 0 where the cluster says it.
+      process: which one this is, from 0; -1 where the cluster says it.
+      timeout: seconds to wait for all to meet; then this process exits with code 1.
+
+    Raises:
+      UserError: what the arguments lack, or what `jax.distributed` has against them.
+    """
+    if not (coordinator or _in_cluster()) or not _meet(coordinator, processes, process, timeout):
+        yield
+        return
+    leaving = threading.Event()
+    followers = [
+        threading.Thread(target=follow, args=(leaving,), daemon=True) for follow in (_obey, _watch)
+    ]
+    for follower in followers:
+        follower.start()
+    try:
+        # Every process would say the same; errors, on the other stream, are said by all.
+        with open(os.devnull, "w") as nowhere:
+            quiet = contextlib.nullcontext() if is_first() else contextlib.redirect_stdout(nowhere)
+            with quiet:
+                yield
+    except Interrupted:  # raised by all of them
+        _end_together(leaving, followers)
+        raise
+    except BaseException as error:
+        if not isinstance(error, UserError | KeyboardInterrupt):
+            # Most likely a collective that another's loss broke: who watches will say so.
+            time.sleep(_HEARTBEAT + 10)
+        leaving.set()
+        _stop_all(error)
+    _end_together(leaving, followers)
+
+
+def from_first(value: Any) -> Any:
+    """The first process' value, which JSON can hold, on every process."""
+    if jax.process_count() == 1:
+        return value
+    _wait_for_all("together", _LONG)  # collectives wait for 30 s only where they have to connect
+    text = json.dumps(value).encode()
+    size = int(multihost_utils.broadcast_one_to_all(np.int64(len(text))))
+    data = np.frombuffer(text if is_first() else bytes(size), np.uint8)
+    return json.loads(bytes(multihost_utils.broadcast_one_to_all(data)))
+
+
+def arrays_from_first(arrays: Mapping[str, np.ndarray] | None) -> dict[str, np.ndarray] | None:
+    """The first process' arrays, or its None, on every process; bit for bit.
+
+    They travel in parts through the devices' memory, so they may be larger than that.
+    """
+    if jax.process_count() == 1:
+        return None if arrays is None else dict(arrays)
+    mine = arrays if is_first() else None
+    form = None if mine is None else {name: (a.dtype.name, a.shape) for name, a in mine.items()}
+    form = from_first(form)
+    if form is None:
+        return None
+    received = {}
+    for name, (dtype, shape) in form.items():
+        whole = np.empty(shape, dtype) if mine is None else np.array(mine[name], order="C")
+        data = whole.reshape(-1).view(np.uint8)
+        for start in range(0, len(data), _PART):
+            part = data[start : start + _PART]
+            part[:] = multihost_utils.broadcast_one_to_all(part)
+        received[name] = whole
+    return received
+
+
+def _in_cluster() -> bool:
+    """Whether `jax.distributed` finds the other processes by itself, and should."""
+    slurm = int(os.environ.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in os.environ
+    # In an Indexed Job, whose service account may ask for its pods.
+    kubernetes = {
+        "KUBERNETES_SERVICE_HOST",
+        "JOB_COMPLETION_INDEX",
+    } <= os.environ.keys() and importlib.util.find_spec("kubernetes") is not None
+    tpu = importlib.util.find_spec("libtpu") is not None and any(
+        Path("/dev").glob(pattern) for pattern in ("accel[0-9]*", "vfio/[0-9]*")
+    )
+    tpu = tpu and os.environ.get("JAX_PLATFORMS", "tpu").startswith("tpu")
+    return slurm or kubernetes or tpu
+
+
+def _meet(coordinator: str, processes: int, process: int, timeout: int) -> bool:
+    """Whether there are others to meet; all devices are connected then."""
+    where = coordinator or "the cluster's coordinator"
+
+    def give_up() -> None:
+        number = "this process" if process < 0 else f"process {process} of {processes}"
+        print(
+            f"error: {number} waited {timeout} s for all processes to meet at {where}; start the "
+            "same command on every host, with the same distributed.coordinator and "
+            "distributed.processes and each host's own distributed.process "
+            "(distributed.timeout is how long to wait)",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(1)
+
+    # JAX aborts the process when its own time is up, so that must not come first.
+    timer = threading.Timer(timeout, give_up)
+    timer.daemon = True
+    timer.start()
+    # Without it JAX aborts all processes as soon as one is lost, before `_watch` sees it.
+    jax.config.update("jax_enable_recoverability", True)
+    try:
+        try:
+            jax.distributed.initialize(
+                coordinator or None,
+                processes or None,
+                process if process >= 0 else None,
+                cluster_detection_method="deactivate" if coordinator else None,
+                initialization_timeout=timeout + 60,
+                heartbeat_timeout_seconds=_HEARTBEAT,
+                shutdown_timeout_seconds=_HEARTBEAT,
+            )
+        except ValueError as error:
+            if not coordinator and "coordinator_address should be defined" in str(error):
+                return False  # JAX finds no cluster: a TPU host by itself
+            raise
+        # Now, as all are here: later one may be ahead of another by more than the 30 s for which
+        # Gloo waits. The second connects the groups of `broadcast_one_to_all`.
+        jax.pmap(lambda x: jax.lax.psum(x, "i"), "i")(np.zeros(jax.local_device_count()))
+        multihost_utils.broadcast_one_to_all(np.int32(0))
+    except Exception as error:  # of JAX, of the network, of a cluster's own service
+        raise UserError(
+            f"the processes can't meet at {where}: {' '.join(str(error).split())}"
+        ) from error
+    finally:
+        timer.cancel()
+    return True
+
+
+def _client() -> Any:
+    from orbax.checkpoint import multihost  # JAX itself has no public name for its key-value store
+
+    return multihost.get_jax_distributed_client()
+
+
+def _obey(leaving: threading.Event) -> None:
+    """Ends this process when another one fails: collectives would wait for that one forever."""
+    client = _client()
+    with contextlib.suppress(Exception):  # the first process, which keeps the key, is gone
+        reason = client.blocking_key_value_get(_REASON, 1000 * _LONG)
+        if not leaving.is_set():
+            code, _, sentence = reason.partition(" ")
+            print(f"error: {sentence}", file=sys.stderr, flush=True)
+            _leave(int(code))
+
+
+def _watch(leaving: threading.Event) -> None:
+    """Ends this process when another one is lost."""
+    client, everyone = _client(), list(range(jax.process_count()))
+    while not leaving.wait(_WATCH):
+        try:
+            live = client.get_live_nodes(everyone)
+            lost = [i for i in everyone if i not in live]
+        except Exception:  # with the first process what knows of the others is gone
+            lost = [0]
+        if lost and not leaving.is_set():
+            names = ", ".join(map(str, lost))
+            print(
+                f"lost process {names}; the same command on every host goes on",
+                file=sys.stderr,
+                flush=True,
+            )
+            os._exit(INTERRUPTED)
+
+
+def _stop_all(error: BaseException) -> NoReturn:
+    """Tells all processes why this one fails, and ends it when they have heard."""
+    if isinstance(error, UserError):
+        code, reason = 2, str(error)
+        print(f"error: {reason}", file=sys.stderr)
+    elif isinstance(error, KeyboardInterrupt):
+        code, reason = 130, "interrupted at the keyboard; the same command goes on"
+        print(reason, file=sys.stderr)
+    else:
+        code, reason = 1, f"{type(error).__name__}: {error}"
+        traceback.print_exception(error)
+    with contextlib.suppress(Exception):  # another one failed first, and all stop for its reason
+        _client().key_value_set(_REASON, f"{code} {reason} (process {jax.process_index()})")
+    _leave(code)
+
+
+def _leave(code: int) -> NoReturn:
+    """Ends this process when all know why; JAX' own way out would wait for them to end well."""
+    _wait_for_all("stopped", 5)
+    if is_first():
+        time.sleep(1)  # JAX aborts the others when this one is gone
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _end_together(leaving: threading.Event, followers: list[threading.Thread]) -> None:
+    """Ends well: none takes another's end for a loss."""
+    _wait_for_all("ended", _LONG)
+    leaving.set()
+    if is_first():
+        time.sleep(1)  # JAX aborts the others when this one is gone
+    jax.distributed.shutdown()
+    for follower in followers:  # Python can't end while one is in JAX
+        follower.join(10)
+
+
+def _wait_for_all(name: str, seconds: int) -> None:
+    with contextlib.suppress(Exception):  # whoever doesn't come has stopped already
+        _client().wait_at_barrier(f"retrieval_jax/{name}", timeout_in_ms=1000 * seconds)

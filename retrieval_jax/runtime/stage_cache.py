@@ -1,0 +1,70 @@
+"""What the stages of a run leave for the next start."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from retrieval_jax.runtime import hosts
+from retrieval_jax.runtime.files import reaching, read_bytes, write_arrays
+from retrieval_jax.runtime.progress import say
+
+
+def kept(
+    path: epath.Path, made_from: int, make: Callable[[], dict[str, np.ndarray]]
+) -> tuple[dict[str, np.ndarray], float]:
+    """The arrays that a stage makes, taken from `path` where an earlier start has left them whole.
+
+    A file that is damaged, or made from something else, is made anew. With several processes the
+    first alone reads and writes, and all of them get what it read, or all make it.
+
+    Args:
+      path: an .npz.
+      made_from: `checksum` of all that the arrays follow from.
+      make: the stage; called by all processes or by none.
+
+    Returns:
+      The arrays, and the seconds that it took to make them.
+    """
+    read = _read(path, made_from) if hosts.is_first() else None
+    arrays = hosts.arrays_from_first(read)
+    if arrays is None:
+        start = time.perf_counter()
+        arrays = {name: np.asarray(array) for name, array in make().items()}
+        seconds = time.perf_counter() - start
+        arrays |= {"made_from": np.asarray(made_from), "seconds": np.asarray(seconds)}
+        if hosts.is_first():
+            write_arrays(path, **arrays)
+    del arrays["made_from"]
+    return arrays, float(arrays.pop("seconds"))
+
+
+def read_results(workdir: epath.Path) -> dict[str, Any] | None:
+    """The results of a complete run; None where there are none, or no report with them."""
+    try:
+        with reaching(workdir):
+            if not (workdir / "report.html").exists():
+                return None
+        return json.loads(read_bytes(workdir / "results.json"))
+    except (OSError, ValueError):
+        return None
+
+
+def _read(path: epath.Path, made_from: int) -> dict[str, np.ndarray] | None:
+    try:
+        # A file of our own: NumPy leaves its one open where it finds no archive.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+        if int(arrays["made_from"]) == made_from:
+            return arrays
+        say(f"  {path.name} belongs to another state of the run and is made anew")
+    except FileNotFoundError:
+        pass
+    except Exception as error:  # NumPy and zipfile have many for what is damaged
+        say(f"  {path.name} can't be read ({error}) and is made anew")
+    return None

@@ -1,0 +1,89 @@
+"""The working directory of a run, and the refusal to mix two runs in one."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from etils import epath
+
+from retrieval_jax.runtime.errors import UserError, reason
+from retrieval_jax.runtime.files import is_remote, make_directory, reaching, read_bytes, write_json
+
+_MISSING = "nothing"
+
+
+def open_workdir(path: epath.Path) -> epath.Path:
+    """Makes the directory where it isn't there, and tries that it can be read and written.
+
+    Raises:
+      UserError: it can't be made, read or written.
+    """
+    try:
+        make_directory(path)
+        with reaching(path):
+            probe = path / f".writable-{os.getpid()}"
+            probe.write_text("yes")
+            probe.read_text()
+            probe.unlink()
+            for left_over in path.glob(".*.tmp"):  # of a start that was killed as it wrote
+                left_over.unlink()
+    except OSError as error:
+        cure = "give another --workdir"
+        if is_remote(path):
+            cure += ", or see that the bucket is there and this machine may read and write it"
+        raise UserError(
+            f"the workdir {str(path)!r} can't be written ({reason(error)}); {cure}"
+        ) from error
+    return path
+
+
+def claim(workdir: epath.Path, name: str, content: dict) -> None:
+    """Writes `content` to `workdir/name`, or checks that it says the same already.
+
+    Raises:
+      UserError: it holds something else; the sentence names the first differences.
+    """
+    path = workdir / name
+    content = json.loads(json.dumps(content))  # as it will read back: tuples are lists
+    try:
+        held = json.loads(read_bytes(path))
+    except FileNotFoundError:
+        write_json(path, content)
+        return
+    except ValueError as error:
+        raise UserError(
+            f"{str(path)!r} is not readable JSON; give another --workdir or remove this one"
+        ) from error
+    if found := differences(held, content):
+        raise UserError(
+            f"the workdir {str(workdir)!r} holds another run: {found}; "
+            "give another --workdir or remove that one"
+        )
+
+
+def differences(there: dict, here: dict) -> str:
+    """The first three differences of two trees that JSON can hold, in words; "" for none.
+
+    Example:
+      >>> differences({"a": {"b": 1}, "c": 2}, {"a": {"b": 3}, "c": 2})
+      'a.b is 1 there and 3 here'
+    """
+    held, asked = dict(_leaves(there)), dict(_leaves(here))
+    found = [
+        f"{key} is {held.get(key, _MISSING)!r} there and {asked.get(key, _MISSING)!r} here"
+        for key in sorted(held.keys() | asked.keys())
+        if held.get(key, _MISSING) != asked.get(key, _MISSING)
+    ]
+    more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+    return "; ".join(found[:3]) + more
+
+
+def _leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(tree, dict):
+        for key, value in tree.items():
+            yield from _leaves(value, f"{prefix}.{key}" if prefix else key)
+    else:
+        yield prefix, tree
