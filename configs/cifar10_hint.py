@@ -19,6 +19,6 @@ def get_config() -> ConfigDict:
     c.data.source = "tfds"
     c.data.name = "cifar10"
     c.data.queries = 3000
-    c.objective.classification_weight = 1.0
+    c.objective.classification.weight = 1.0
     c.report.tsne_points = 10000
     return c

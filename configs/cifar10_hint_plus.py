@@ -23,11 +23,11 @@ def get_config() -> ConfigDict:
     c.optimizer.learning_rate = 3e-3
     c.optimizer.warmup_fraction = 0.1
     c.optimizer.decay = "cosine"
-    c.augmentation.flip = True
-    c.objective.classification_weight = 1.0
-    c.objective.label_smoothing = 0.1
+    c.views.main.flip.probability = 0.5
+    c.objective.classification.weight = 1.0
+    c.objective.classification.label_smoothing = 0.1
     c.embedding.normalize = True
     # The decoder holds 90 % of the work and does little for the clusters: a narrow one will do.
-    c.model.decoder_widths = (32, 16)
+    c.model.decoder.widths = (32, 16)
     c.report.tsne_points = 10000
     return c

@@ -19,8 +19,8 @@ def get_config(system: str = "vanilla") -> ConfigDict:
     if system not in ("vanilla", "hint"):
         raise UserError(f"quickstart.py has the systems vanilla and hint, not {system!r}")
     c.name = f"digits {system}"
-    c.objective.classification_weight = 1.0 if system == "hint" else 0.0
+    c.objective.classification.weight = 1.0 if system == "hint" else 0.0
     # 45 steps an epoch: more epochs, and running statistics that follow sooner.
     c.training.epochs = 20
-    c.model.norm_momentum = 0.9
+    c.model.encoder.convolutional.momentum = c.model.decoder.momentum = 0.9
     return c

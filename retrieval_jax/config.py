@@ -1,37 +1,57 @@
-"""Every key of a configuration, with its default, and what each accepts.
+"""Every key of a configuration, with its default and what it means.
 
-A configuration file defines `get_config()`, which starts from `default()` here and changes what
-its experiment needs. A key that is not declared here, or a value of another type, is refused.
+A configuration file defines `get_config()`, which starts from `default()` and changes what its
+experiment needs. A key that is not declared, or a value of another type, is refused.
+
+Losses, encoders, optimizers and augmentations declare their keys themselves: the parameters of the
+function that makes one, with their defaults, described in its docstring. A config file adds one of
+its own with `add`:
+
+    c = config.default()
+    config.add(c.objective, my_loss, weight=1.0)  # `my_loss` returns a Term
+    config.add(c.model.encoder, my_encoder)  # `my_encoder` returns a Flax module
+    c.model.encoder.name = "my_encoder"
 """
 
 from __future__ import annotations
 
+import inspect
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
 from ml_collections import ConfigDict
 
-from retrieval_jax.runtime import devices
+from retrieval_jax.models.decoder import upsampling
+from retrieval_jax.models.encoders import ENCODERS
+from retrieval_jax.models.heads import predictor, projector
+from retrieval_jax.objectives import TERMS
 from retrieval_jax.runtime.errors import UserError
-from retrieval_jax.training.optimizers import KEYS
+from retrieval_jax.training.optimizers import OPTIMIZERS
+from retrieval_jax.training.views import AUGMENTATIONS
+
+MAKE = "make"  # of a section: the function whose parameters its other keys are
 
 
 def default() -> ConfigDict:
     """The reference of every key: system 1 of the protocol on the embedded digits."""
-    c = ConfigDict()
+    c = section()
     c.name = "digits vanilla"  # heading of the report and column of the comparison
     c.seed = 0  # everything random follows from it
 
-    # Compiled programs, for the next run; JAX_COMPILATION_CACHE_DIR, where it is set, goes before.
-    c.compilation_cache = "~/.cache/retrieval_jax"  # their directory; "": they are not kept
+    # JAX_COMPILATION_CACHE_DIR, where it is set, takes precedence.
+    c.compilation_cache = "~/.cache/retrieval_jax"  # compiled programs, for the next run; "": none
 
     # The processes of one run, a host each. On TPU slices, under Slurm and, with the package
     # kubernetes, in Indexed Jobs they find each other; elsewhere each is told. A run may be resumed
     # with another number.
-    c.distributed = distributed = ConfigDict()
-    distributed.coordinator = ""  # HOST:PORT of process 0, which opens the port; "": as said above
-    distributed.processes = 0  # how many there are; 0: as said above
-    distributed.process = -1  # which one this is, from 0; -1: as said above
+    c.distributed = distributed = section()
+    distributed.coordinator = ""  # HOST:PORT of process 0, which opens the port; "" = auto-detect
+    distributed.processes = 0  # how many there are; 0 = auto-detect
+    distributed.process = -1  # which one this is, from 0; -1 = auto-detect
     distributed.timeout = 300  # seconds in which all have to meet
 
-    c.data = data = ConfigDict()
+    c.data = data = section()
     data.source = "digits"  # "digits" (embedded), "tfds", "folder" or "npz"
     data.name = "cifar10"  # tfds: the data set's name
     data.directory = ""  # tfds: its data directory, "" for TFDS' own; folder: the images'
@@ -43,162 +63,207 @@ def default() -> ConfigDict:
     data.queries = 90  # images set aside as queries, stratified by class
     data.validation_fraction = 0.2  # share of the gallery for the validation losses
 
-    c.model = model = ConfigDict()
-    model.encoder_widths = (32, 64)  # features of each stage; each halves the image's sides
-    model.bottleneck = 128  # features of the bottleneck: the embedding's size
-    model.decoder_widths = (128, 64)  # features of each ×2 up-sampling stage, as many as above
-    model.norm_momentum = 0.99  # share of the old in BatchNorm's running statistics, a step
+    # Decoder, classifier, projector and predictor are there if a term of the objective reads them.
+    c.model = model = section()
+    model.encoder = choice("convolutional", ENCODERS)
+    model.decoder = keys_of(upsampling)
+    model.projector = keys_of(projector)
+    model.predictor = keys_of(predictor)
 
-    c.objective = objective = ConfigDict()
-    objective.reconstruction_weight = 1.0  # mean squared error
-    objective.classification_weight = 0.0  # cross-entropy of the head; 0: no head, no labels used
-    objective.label_smoothing = 0.0  # share of the target spread over all classes
+    # Weight 0 leaves a term out.
+    c.objective = section({term.__name__: keys_of(term) for term in TERMS})
+    c.objective.reconstruction.weight = 1.0
 
-    c.training = training = ConfigDict()
+    # Of the fit images; a reconstruction is compared with the image in that view.
+    c.views = section({"main": view()})
+
+    c.training = training = section()
     training.epochs = 10  # passes over the fit images
-    training.batch_size = 32  # over all devices
+    training.batch_size = 32  # images per step, over all devices
     # "float32" is without TF32 on GPUs and TPUs; with "bfloat16" parameters, BatchNorm statistics,
-    # losses, embeddings and the optimizer stay float32.
-    training.precision = "float32"  # what the model computes in: "float32" or "bfloat16"
+    # losses, embeddings and the optimizer stay float32. Distances are float32 whatever it is.
+    training.precision = "float32"  # what the model computes in: "float32", "tf32" or "bfloat16"
     training.accumulation = 1  # batches whose gradients are averaged for an update
-    # Averages of parameters and BatchNorm statistics, for validation, embedding, reconstruction;
-    # debiased as Adam's are, so that initial values have no share in them.
-    training.ema_decay = 0.0  # share of the old in the averages, a batch; 0: none are kept
+    # Debiased as Adam's averages are, so that initial values have no share in it.
+    training.ema_decay = 0.0  # share of the old in the averaged network, per step; 0: there is none
+    training.monitor = "loss"  # picks the best checkpoint by validation: "loss", "knn" or "nmi"
+    training.init_from = ""  # workdir of a finished run whose parameters to start from; "": none
     # State and position are saved after every epoch, on SIGTERM, and inside long epochs.
     training.checkpoint_seconds = 300.0  # from a save to the next one inside an epoch
     training.profile_steps = 0  # steps of the first epoch traced into the workdir's profile/
 
-    c.optimizer = optimizer = ConfigDict()
-    optimizer.name = "adamw"  # "adam", "adamw" (Adam where nothing decays), "sgd", "lars" or "muon"
+    c.optimizer = optimizer = choice("adamw", OPTIMIZERS)
     optimizer.learning_rate = 1e-3  # its peak
-    optimizer.b1 = 0.9  # adam, adamw, muon's biases: decay of the mean of gradients
-    optimizer.b2 = 0.999  # likewise: decay of the mean of squared gradients
-    optimizer.epsilon = 1e-7  # likewise: added to the root of the latter
-    optimizer.momentum = 0.9  # sgd, lars, muon's kernels: share of the old in the mean of gradients
-    optimizer.weight_decay = 0.0  # all but adam: of kernels; biases and BatchNorm never decay
     optimizer.warmup_fraction = 0.0  # share of the updates in which the rate rises from 0
     optimizer.decay = "none"  # "none", or "linear" or "cosine" from the peak to 0 at the end
 
-    # Of the fit images, in this order; a reconstruction is compared with the augmented image.
-    c.augmentation = augment = ConfigDict()
-    augment.flip = False  # mirror left to right, half of the images
-    augment.shift = 0  # move by up to this many pixels: a random crop with a border
-    augment.border = "reflect"  # of the shift: "reflect", the image mirrored, or "constant", 0
-    augment.brightness = 0.0  # scale by a factor of 1 ± up to this, at most 1
-    augment.contrast = 0.0  # likewise the distance from the mean grey
-    augment.saturation = 0.0  # likewise each pixel's distance from its grey
-    augment.cutout = 0  # side in pixels of a square made black
-
-    c.embedding = embedding = ConfigDict()
+    c.embedding = embedding = section()
+    embedding.average = False  # validate and embed with the averaged network
     embedding.normalize = False  # scale each embedding to length 1
-    embedding.batch_size = 128  # images a call, over all devices; validation uses it too
+    embedding.batch_size = 128  # images per call, over all devices; validation uses it too
 
-    c.clustering = clustering = ConfigDict()
+    c.clustering = clustering = section()
     clustering.k = 10  # clusters
-    clustering.restarts = 10  # k-means++ starts; the one of lowest inertia is kept
-    clustering.max_iterations = 300  # a start
+    clustering.restarts = 10  # k-means++ restarts; the one of lowest inertia is kept
+    clustering.max_iterations = 300  # per restart
     clustering.tolerance = 1e-4  # of the centroids' movement, relative to the data's variance
 
-    c.retrieval = retrieval = ConfigDict()
+    c.retrieval = retrieval = section()
     retrieval.neighbours = 100  # neighbours found for each query
 
-    c.report = report = ConfigDict()
+    c.report = report = section()
     report.examples = 10  # images in the reconstruction and retrieval figures
     report.tsne_points = 2000  # gallery embeddings, sampled by seed, in the t-SNE figure
     return c.lock()
 
 
+def section(keys: Mapping[str, Any] | None = None) -> ConfigDict:
+    """A part of a configuration, in the order in which its keys are declared."""
+    return ConfigDict(keys, sort_keys=False)
+
+
+def keys_of(function: Callable) -> ConfigDict:
+    """A section of one key per parameter with a default, and the function under `make`.
+
+    Example:
+      >>> def loss(weight: float = 0.0, temperature: float = 0.5): ...
+      >>> keys = keys_of(loss)
+      >>> keys.temperature, keys.make is loss
+      (0.5, True)
+    """
+    parameters = inspect.signature(function).parameters.values()
+    defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
+    return section({MAKE: function, **defaults})
+
+
+def add(to: ConfigDict, function: Callable, **values: Any) -> None:
+    """Adds a loss, an encoder, an optimizer or an augmentation to the section of its kind.
+
+    Args:
+      to: `c.objective`, `c.model.encoder`, `c.optimizer`, or a view such as `c.views.main`.
+      function: makes one; its name becomes the key.
+      **values: of its keys.
+
+    Example:
+      >>> def margin(weight: float = 0.0): ...
+      >>> c = default()
+      >>> add(c.objective, margin, weight=2.0)
+      >>> c.objective.margin.weight
+      2.0
+    """
+    keys = keys_of(function).lock()
+    keys.update(values)
+    with to.unlocked():
+        to[function.__name__] = keys
+
+
+def choice(name: str, functions: Iterable[Callable]) -> ConfigDict:
+    """A section of several functions' keys, of which `name` says whose are used."""
+    return section({"name": name, **{f.__name__: keys_of(f) for f in functions}})
+
+
+def view(count: int = 1) -> ConfigDict:
+    """The keys of one kind of view: how many a step takes of each image, and its augmentations."""
+    return section({"count": count, **{f.__name__: keys_of(f) for f in AUGMENTATIONS}})
+
+
+def record(c: ConfigDict) -> dict[str, Any]:
+    """The configuration as JSON holds it; functions by their names.
+
+    Example:
+      >>> record(default())["objective"]["reconstruction"]
+      {'make': 'reconstruction', 'weight': 1.0}
+    """
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, ConfigDict):
+            return {key: plain(of) for key, of in value.items()}
+        if isinstance(value, tuple | list):
+            return [plain(of) for of in value]
+        return value.__name__ if callable(value) else value
+
+    return plain(c)
+
+
+def reference(c: ConfigDict) -> Iterator[tuple[str, Any, str]]:
+    """Yields every key with its value and its description, from where it is declared.
+
+    Example:
+      >>> found = {key: (value, text) for key, value, text in reference(default())}
+      >>> found["clustering.k"], found["objective.classification.label_smoothing"]
+      ((10, 'clusters'), (0.0, 'share of the target spread over all classes.'))
+    """
+    texts = {
+        "model.encoder.name": "the encoder: " + _names(c.model.encoder),
+        "optimizer.name": "the optimizer: " + _names(c.optimizer),
+    }
+    for line in inspect.getsource(default).splitlines():
+        if found := re.fullmatch(r"    (\w+)\.(\w+) = .*?  # (.*)", line):
+            part, key, text = found.groups()
+            texts[key if part == "c" else f"{part}.{key}"] = text
+
+    def walk(part: ConfigDict, prefix: str) -> Iterator[tuple[str, Any, str]]:
+        described = _described(part[MAKE]) if MAKE in part else {}
+        for key, value in part.items():
+            path = prefix + key
+            if isinstance(value, ConfigDict):
+                yield from walk(value, f"{path}.")
+            elif key != MAKE:
+                count = "views that a step takes of each image" if key == "count" else ""
+                yield path, value, texts.get(path) or described.get(key) or count
+
+    return walk(c, "")
+
+
 def check(c: ConfigDict) -> None:
-    """Refuses values that no data could make sense of, once the devices are known.
+    """Refuses values of the keys that no constructor checks.
 
     Raises:
       UserError: names the key, its value and what it accepts.
     """
+    if not isinstance(c, ConfigDict) or not default().keys() <= c.keys():
+        raise UserError("get_config() must return what it got of config.default(), changed")
     _one_of("data.source", c.data.source, ("digits", "tfds", "folder", "npz"))
     for key in ("directory", "file"):
         if "://" in c.data[key].removeprefix("gs://"):
             raise UserError(f"data.{key} must be on this machine or on gs://, got {c.data[key]!r}")
-    _one_of("augmentation.border", c.augmentation.border, ("reflect", "constant"))
-    _one_of("training.precision", c.training.precision, ("float32", "bfloat16"))
-    _one_of("optimizer.name", c.optimizer.name, tuple(KEYS))
-    _one_of("optimizer.decay", c.optimizer.decay, ("none", "linear", "cosine"))
-    unchanged = default().optimizer
-    for key in sorted(set().union(*KEYS.values()) - KEYS[c.optimizer.name]):
-        if c.optimizer[key] != unchanged[key]:
-            takers = ", ".join(name for name, keys in KEYS.items() if key in keys)
-            raise UserError(
-                f"optimizer.{key} is {c.optimizer[key]} but optimizer.name is "
-                f"{c.optimizer.name!r}, which has none; it is for {takers}"
-            )
-    for key in (
-        "data.queries",
-        "data.channels",
-        "model.bottleneck",
-        "training.epochs",
-        "training.batch_size",
-        "training.accumulation",
-        "embedding.batch_size",
-        "clustering.k",
-        "clustering.restarts",
-        "clustering.max_iterations",
-        "report.examples",
+    _one_of("training.precision", c.training.precision, ("float32", "tf32", "bfloat16"))
+    _one_of("training.monitor", c.training.monitor, ("loss", "knn", "nmi"))
+    for path in ("model.encoder", "optimizer"):
+        _check_choice(path, _value(c, path))
+    for key, bound in (
+        ("data.queries", 1),
+        ("data.channels", 1),
+        ("data.max_skipped", 0),
+        ("training.epochs", 1),
+        ("training.batch_size", 1),
+        ("training.accumulation", 1),
+        ("training.profile_steps", 0),
+        ("training.checkpoint_seconds", 0),
+        ("embedding.batch_size", 1),
+        ("clustering.k", 1),
+        ("clustering.restarts", 1),
+        ("clustering.max_iterations", 1),
+        ("clustering.tolerance", 0),
+        ("retrieval.neighbours", 5),  # precision@5 needs them
+        ("report.examples", 1),
+        ("report.tsne_points", 0),
+        *((f"objective.{name}.weight", 0) for name in c.objective),
+        *((f"views.{name}.count", 1) for name in c.views),
     ):
-        _at_least(key, _value(c, key), 1)
-    _at_least("retrieval.neighbours", c.retrieval.neighbours, 5)  # precision@5 needs them
+        _at_least(key, _value(c, key), bound)
     if not 0 <= c.seed < 2**32:
         raise UserError(f"seed must be at least 0 and below 2^32, got {c.seed}")
-    for key in (
-        "data.max_skipped",
-        "objective.reconstruction_weight",
-        "objective.classification_weight",
-        "training.profile_steps",
-        "training.checkpoint_seconds",
-        "augmentation.shift",
-        "augmentation.cutout",
-        "clustering.tolerance",
-        "optimizer.weight_decay",
-        "report.tsne_points",
-    ):
-        _at_least(key, _value(c, key), 0)
-    for key in (
-        "data.validation_fraction",
-        "model.norm_momentum",
-        "objective.label_smoothing",
-        "training.ema_decay",
-        "optimizer.b1",
-        "optimizer.b2",
-        "optimizer.momentum",
-        "optimizer.warmup_fraction",
-    ):
+    for key in ("data.validation_fraction", "training.ema_decay"):
         if not 0 <= _value(c, key) < 1:
             raise UserError(f"{key} must be at least 0 and below 1, got {_value(c, key)}")
-    for key in ("brightness", "contrast", "saturation"):
-        if not 0 <= c.augmentation[key] <= 1:
-            raise UserError(
-                f"augmentation.{key} must be at least 0 and at most 1, got {c.augmentation[key]}"
-            )
-    for key in ("optimizer.learning_rate", "optimizer.epsilon"):
-        if not 0 < _value(c, key) < float("inf"):
-            raise UserError(f"{key} must be a positive number, got {_value(c, key)}")
-    for key in ("model.encoder_widths", "model.decoder_widths", "data.image_size"):
-        if not _value(c, key) or not all(isinstance(v, int) and v > 0 for v in _value(c, key)):
-            raise UserError(f"{key} must be positive whole numbers, got {_value(c, key)}")
-    if len(c.data.image_size) != 2:
-        raise UserError(f"data.image_size must be (height, width), got {c.data.image_size}")
-    if len(c.model.encoder_widths) != len(c.model.decoder_widths):
+    sizes = c.data.image_size
+    if len(sizes) != 2 or min(sizes) < 1:
+        raise UserError(f"data.image_size must be two positive numbers, got {tuple(sizes)}")
+    if not any(term.weight > 0 for term in c.objective.values()):
         raise UserError(
-            "model.encoder_widths and model.decoder_widths must have as many stages each, "
-            f"got {c.model.encoder_widths} and {c.model.decoder_widths}"
-        )
-    if c.objective.reconstruction_weight == 0 and c.objective.classification_weight == 0:
-        raise UserError(
-            "the objective has no term: set objective.reconstruction_weight or "
-            "objective.classification_weight above 0"
-        )
-    if c.training.batch_size % devices.count():
-        raise UserError(
-            f"training.batch_size {c.training.batch_size} must be a multiple of the "
-            f"{devices.count()} devices"
+            "the objective has no term: set the weight of one above 0, such as "
+            "objective.reconstruction.weight"
         )
 
 
@@ -229,61 +294,34 @@ def check_hosts(c: ConfigDict) -> None:
         )
 
 
-def check_against_data(
-    c: ConfigDict, image_shape: tuple[int, int, int], classes: int, fit: int, gallery: int
-) -> None:
-    """Refuses what this data cannot satisfy: images [h, w, c], 0 classes meaning no labels.
-
-    Raises:
-      UserError: names the key or the data, and the cure.
-    """
-    stride = 2 ** len(c.model.encoder_widths)
-    height, width, _ = image_shape
-    if height % stride or width % stride:
-        raise UserError(
-            f"images of {height}×{width} don't divide by {stride}, the stride of the "
-            f"{len(c.model.encoder_widths)} stages in model.encoder_widths; resize the images or "
-            "change the stages"
-        )
-    if c.objective.classification_weight > 0 and classes == 0:
-        raise UserError(
-            "objective.classification_weight is above 0 but the data has no labels; set it to 0 "
-            "or give labels"
-        )
-    if c.objective.classification_weight > 0 and classes == 1:
-        raise UserError(
-            "objective.classification_weight is above 0 but the data has one class only; set it "
-            "to 0 or give more classes"
-        )
-    if c.clustering.k > gallery:
-        raise UserError(
-            f"clustering.k is {c.clustering.k} but the gallery has {gallery} images; lower it"
-        )
-    if c.training.batch_size > fit:
-        raise UserError(
-            f"training.batch_size is {c.training.batch_size} but there are {fit} images to fit; "
-            "lower it"
-        )
-    steps = fit // c.training.batch_size
-    if c.training.profile_steps > steps // 2:
-        raise UserError(
-            f"training.profile_steps is {c.training.profile_steps} but an epoch has {steps} steps, "
-            f"of which {steps // 2} can be traced; lower it"
-        )
-    batches = c.training.epochs * steps
-    if c.training.accumulation > batches:
-        raise UserError(
-            f"training.accumulation is {c.training.accumulation} but there are {batches} batches "
-            "in all; lower it"
-        )
-    if c.augmentation.shift >= min(height, width):
-        raise UserError(
-            f"augmentation.shift is {c.augmentation.shift} pixels but the images are "
-            f"{height}×{width}; lower it"
-        )
+def _check_choice(path: str, options: ConfigDict) -> None:
+    """Refuses a name that isn't there, and changed keys of what isn't chosen."""
+    names = [key for key, value in options.items() if isinstance(value, ConfigDict)]
+    _one_of(f"{path}.name", options.name, tuple(names))
+    for name in names:
+        unchanged = keys_of(options[name][MAKE])
+        for key, value in options[name].items():
+            if name != options.name and value != unchanged[key]:
+                raise UserError(
+                    f"{path}.{name}.{key} is {value} but {path}.name is {options.name!r}; set "
+                    f"{path}.name={name}, or leave that key alone"
+                )
 
 
-def _value(c: ConfigDict, key: str):
+def _described(function: Callable) -> dict[str, str]:
+    """Parameter → its description in the docstring."""
+    doc = inspect.getdoc(function) or ""
+    _, _, arguments = doc.partition("Args:\n")
+    arguments = re.split(r"\n\n|\n\S", arguments)[0]
+    found = re.findall(r"^  (\w+): ((?:.|\n(?!  \w+:))*)", arguments, re.MULTILINE)
+    return {name: " ".join(text.split()) for name, text in found}
+
+
+def _names(options: ConfigDict) -> str:
+    return ", ".join(f'"{key}"' for key, of in options.items() if isinstance(of, ConfigDict))
+
+
+def _value(c: ConfigDict, key: str) -> Any:
     for part in key.split("."):
         c = c[part]
     return c

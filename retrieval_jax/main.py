@@ -87,14 +87,18 @@ def main(arguments: list[str]) -> int:
     try:
         with Interruption() as interruption:
             config, workdir = parse(arguments)
-            # JAX starts only now, so that a wrong command line is answered at once.
-            from retrieval_jax import pipeline
+            from retrieval_jax import build, pipeline
             from retrieval_jax.config import check_hosts
             from retrieval_jax.runtime.hosts import meeting
+            from retrieval_jax.runtime.program_cache import keep_programs
 
             check_hosts(config)
             with meeting(**config.distributed):
-                pipeline.run(config, workdir, arguments, started=started, interruption=interruption)
+                keep_programs(config.compilation_cache)
+                experiment = build.experiment(config)
+                pipeline.run(
+                    experiment, workdir, arguments, started=started, interruption=interruption
+                )
                 print(f"report: {workdir / 'report.html'}")
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -5,19 +5,23 @@ from __future__ import annotations
 import json
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from etils import epath
-from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from retrieval_jax import config as configuration
-from retrieval_jax import stages
-from retrieval_jax.data.images import ImageSet, LazyImages
+from retrieval_jax import embedder, evaluation, sharded
+from retrieval_jax.data.images import ImageSet, LazyImages, view
+from retrieval_jax.data.split import Split, split
+from retrieval_jax.kmeans import predict
+from retrieval_jax.numerics.keys import key_for
+from retrieval_jax.ranking import Neighbours
 from retrieval_jax.report.page import write_report
 from retrieval_jax.report.results import left_out, of_clustering, of_provenance, of_training
 from retrieval_jax.report.write import write_figures
@@ -25,30 +29,81 @@ from retrieval_jax.runtime import hosts
 from retrieval_jax.runtime.errors import Interrupted, UserError
 from retrieval_jax.runtime.files import checksum, in_one_sentence, write_json
 from retrieval_jax.runtime.interruption import Interruption
-from retrieval_jax.runtime.program_cache import keep_programs
 from retrieval_jax.runtime.progress import say
 from retrieval_jax.runtime.stage_cache import kept, read_results
 from retrieval_jax.runtime.workdir import claim, differences, open_workdir
+from retrieval_jax.training.checkpoints import Checkpoints
+from retrieval_jax.training.epoch import DataSet, Recipe
+from retrieval_jax.training.logs import MetricLog
+from retrieval_jax.training.loop import Profile, Trained, train
 
 STAGES = ("data", "train", "embed", "cluster", "score", "rank", "report")
 
+# What a finished run may change, whose stages are then done again; the rest decides the training.
+_LATER = ("embedding", "clustering", "retrieval", "report")
+# What makes no difference to a result.
+_NEVER = ("name", "compilation_cache", "distributed")
+_OF_TRAINING = ("epochs", "checkpoint_seconds", "profile_steps")
+
+
+class Clustering(NamedTuple):
+    """How k-means groups the gallery."""
+
+    k: int
+    restarts: int
+    max_iterations: int
+    tolerance: float
+
+
+class Experiment(NamedTuple):
+    """A configuration as plain objects, see `retrieval_jax.build`."""
+
+    name: str
+    seed: int
+    record: dict[str, Any]  # the configuration as JSON holds it
+    load_images: Callable[[], ImageSet]
+    queries: int
+    validation_fraction: float
+    streaming: bool
+    recipe: Callable[[tuple[int, int, int], int, int], Recipe]  # of (image shape, classes, fit)
+    encoder: dict[str, Any]  # its name and keys, to build it again
+    init_from: str  # workdir whose parameters to start from, or ""
+    extends: bool  # whether more epochs go on where fewer ended: no rate depends on their number
+    checkpoint_seconds: float
+    profile_steps: int
+    average: bool
+    normalize: bool
+    embedding_batch_size: int
+    clustering: Clustering
+    neighbours: int
+    examples: int
+    tsne_points: int
+
+
+class Embeddings(NamedTuple):
+    """float32 [n, d], on the host."""
+
+    gallery: np.ndarray
+    queries: np.ndarray
+
 
 def run(
-    config: ConfigDict,
+    experiment: Experiment,
     workdir: epath.Path,
     arguments: list[str],
     *,
     started: float | None = None,
     interruption: Interruption | None = None,
 ) -> dict[str, Any]:
-    """Does everything that the config says and leaves it in the workdir.
+    """Does everything that the experiment says and leaves it in the workdir.
 
     The same call on a workdir that an interrupted run left goes on where that one was: inside an
     epoch from its last save, after it with the stage that was not done; on any number of devices
-    and hosts. It ends with the same numbers. A finished run is left as it is.
+    and hosts. It ends with the same numbers. Of a finished run, the stages are done again that
+    depend on what has changed since: other neighbours, another k, more epochs.
 
     Args:
-      config: as `retrieval_jax.config.default` has it.
+      experiment: of `retrieval_jax.build.experiment`.
       workdir: made if it isn't there. With several processes the first alone reads and writes it.
       arguments: of the command line, for the record.
       started: `time.perf_counter()` when the command began, if it was before this call.
@@ -58,66 +113,63 @@ def run(
       What `results.json` holds.
 
     Raises:
-      UserError: a sentence on what is wrong with the config, the data or the workdir.
+      UserError: a sentence on what is wrong with the data or the workdir.
       Interrupted: the run was told to stop, and can go on.
     """
     started = time.perf_counter() if started is None else started
     interruption = interruption or Interruption()
-    configuration.check(config)
-    keep_programs(config.compilation_cache)
-    _claim_config(workdir, config)
+    _claim_config(workdir, experiment)
     seconds: dict[str, float] = {}
-    first_step: list[float] = []  # seconds to it, where this call trains
-
-    def tell_first_step() -> None:
-        first_step.append(time.perf_counter() - started)
-        say(f"  first step after {first_step[0]:.1f} s")
-
     with tqdm(total=len(STAGES), disable=None, leave=False) as bar:
         stage = partial(_stage, workdir, bar, seconds, interruption)
         with stage("data"):
-            data, parts, classes = stages.load(config)
+            data, parts, recipe = load(experiment)
             _claim_data(workdir, data)
             say(f"  {data.description}")
         finished = hosts.from_first(read_results(workdir) if hosts.is_first() else None)
-        if finished is not None:
+        if finished is not None and _same(finished["provenance"]["config"], experiment.record):
             say("this run is complete")
             return finished
         with stage("train"), interruption.deferred() as asked_to_stop:
-            model, state, history = stages.fit(
-                config, workdir, data, parts, classes, tell_first_step, asked_to_stop
-            )
+            trained = fit(experiment, workdir, data, parts, recipe, started, asked_to_stop)
             # Of all epochs, those before an interruption included.
-            seconds["train"] = sum(row["seconds"] for row in history)
+            seconds["train"] = sum(row["seconds"] for row in trained.history)
+            variables = trained.state.judged(experiment.average)
         with stage("embed"):
+            embed = embedder.Embedder.from_state(
+                recipe.model,
+                variables,
+                normalize=experiment.normalize,
+                batch=experiment.embedding_batch_size,
+            )
             arrays, seconds["embed"] = kept(
                 workdir / "embeddings.npz",
-                checksum(state.variables),
-                lambda: stages.embed_all(config, model, state, data, parts)._asdict(),
+                checksum([variables, np.array(experiment.normalize)]),
+                lambda: embed_all(embed, data, parts)._asdict(),
             )
-            embeddings = stages.Embeddings(**arrays)
+            embeddings = Embeddings(**arrays)
         with stage("cluster"):
             clusters, seconds["cluster"] = kept(
                 workdir / "clusters.npz",
-                checksum(arrays),
-                lambda: stages.cluster(config, embeddings),
+                checksum([arrays, np.array(experiment.clustering), np.array(experiment.seed)]),
+                lambda: cluster(experiment, embeddings),
             )
         with stage("score"):
-            scores = stages.clustering_scores(data, parts, clusters)
+            scores = clustering_scores(data, parts, clusters)
         with stage("rank"):
             neighbours, seconds["rank"] = kept(
                 workdir / "neighbours.npz",
-                checksum([arrays, clusters]),
-                lambda: stages.rank(config, parts, embeddings, clusters),
+                checksum([arrays, clusters, np.array(experiment.neighbours)]),
+                lambda: rank(experiment, parts, embeddings, clusters),
             )
-            retrieval = stages.retrieval_scores(data, parts, neighbours)
+            retrieval = retrieval_scores(data, parts, neighbours)
         with stage("report"):
-            reconstructions = stages.reconstruct_examples(config, model, state, data, parts)
+            reconstructions = reconstruct_examples(experiment, recipe, variables, data, parts)
             if hosts.is_first():
                 figures = write_figures(
                     workdir,
-                    config,
-                    history=history,
+                    experiment,
+                    history=trained.history,
                     data=data,
                     parts=parts,
                     embeddings=embeddings.gallery,
@@ -126,20 +178,184 @@ def run(
                 )
         results: dict[str, Any] = {
             "format": 1,
-            "name": config.name,
+            "name": experiment.name,
             "seconds": seconds,
-            "training": of_training(config, state, history)
-            | {"first_step": next(iter(first_step), None)},
-            "clustering": of_clustering(config, clusters) | scores,
+            "training": of_training(trained) | {"first_step": trained.first_step},
+            "clustering": of_clustering(experiment.clustering.k, clusters) | scores,
             "retrieval": retrieval,
-            "left_out": left_out(config, data, parts),
-            "provenance": of_provenance(config, data, parts, arguments),
+            "left_out": left_out(experiment, data, parts),
+            "provenance": of_provenance(experiment, data, parts, arguments),
         }
         if hosts.is_first():
             with in_one_sentence(workdir):
                 write_report(results, figures, workdir / "report.html")
                 write_json(workdir / "results.json", results)  # last: with it the run is complete
     return results
+
+
+def load(experiment: Experiment) -> tuple[ImageSet, Split, Recipe]:
+    """The images, their split, and how to train on them."""
+    data = experiment.load_images()
+    parts = split(
+        data.labels,
+        len(data.images),
+        experiment.queries,
+        experiment.seed,
+        experiment.validation_fraction,
+    )
+    if experiment.clustering.k > len(parts.gallery):
+        raise UserError(
+            f"clustering.k is {experiment.clustering.k} but the gallery has {len(parts.gallery)} "
+            "images; lower it"
+        )
+    classes = 0 if data.labels is None else len(data.class_names)
+    return data, parts, experiment.recipe(data.images.shape[1:], classes, len(parts.fit))
+
+
+def fit(
+    experiment: Experiment,
+    workdir: epath.Path,
+    data: ImageSet,
+    parts: Split,
+    recipe: Recipe,
+    started: float,
+    asked_to_stop: Callable[[], bool] = lambda: False,
+) -> Trained:
+    """Trains, or takes up what the workdir holds, and leaves the model there."""
+    labels = np.full(len(data.images), -1, np.int32) if data.labels is None else data.labels
+    fit_set, validation_set = (
+        DataSet(
+            view(data.images, rows) if experiment.streaming else data.images[rows], labels[rows]
+        )
+        for rows in (parts.fit, parts.validation)
+    )
+    trained = train(
+        recipe,
+        fit_set,
+        validation_set,
+        Checkpoints(workdir / "checkpoints", experiment.checkpoint_seconds),
+        MetricLog(workdir),
+        start_from=partial(embedder.started_from, experiment.init_from),
+        started=started,
+        profile=Profile(workdir / "profile", experiment.profile_steps),
+        asked_to_stop=asked_to_stop,
+    )
+    if len(trained.history) > recipe.epochs:
+        raise UserError(
+            f"the workdir holds {len(trained.history)} epochs, more than training.epochs, "
+            f"{recipe.epochs}; raise it, or give another --workdir"
+        )
+    if hosts.is_first():
+        description = {
+            "encoder": experiment.encoder,
+            "normalize": experiment.normalize,
+            "image_shape": list(data.images.shape[1:]),
+        }
+        embedder.save(workdir, trained.state.judged(experiment.average), description)
+    return trained
+
+
+def embed_all(embed: embedder.Embedder, data: ImageSet, parts: Split) -> Embeddings:
+    """Embeds gallery and queries."""
+    rows = np.concatenate([parts.gallery, parts.queries])
+    return Embeddings(*np.split(embed(view(data.images, rows)), [len(parts.gallery)]))
+
+
+def reconstruct_examples(
+    experiment: Experiment, recipe: Recipe, variables: dict[str, Any], data: ImageSet, parts: Split
+) -> np.ndarray | None:
+    """float32 [examples, h, w, c] of the first queries; None without a decoder."""
+    if "reconstruction" not in {n for term in recipe.objective.values() for n in term.needs}:
+        return None
+
+    def reconstruct(variables: Any, images: jax.Array) -> jax.Array:
+        scaled = images.astype(jnp.float32) / 255
+        return recipe.model.apply(variables, scaled, method="reconstruct")  # type: ignore[return-value]
+
+    images = data.images[parts.queries[: experiment.examples]]
+    return embedder.applied(reconstruct, variables, images, len(images))
+
+
+def cluster(experiment: Experiment, embeddings: Embeddings) -> dict[str, np.ndarray]:
+    """Groups the gallery by k-means and predicts the cluster of each query.
+
+    Returns:
+      "gallery" int32 [n] and "queries" int32 [q], the cluster of each, and of `KMeansResult`
+      "centroids", "inertia", "iterations" and "converged".
+    """
+    how = experiment.clustering._asdict()
+    found = sharded.kmeans(
+        key_for(experiment.seed, "k-means"), embeddings.gallery, how.pop("k"), **how
+    )
+    found = jax.tree.map(np.asarray, found)
+    return {
+        "gallery": found.labels,
+        "queries": np.asarray(predict(embeddings.queries, found.centroids)),
+        "centroids": found.centroids,
+        "inertia": found.inertia,
+        "iterations": found.iterations,
+        "converged": found.converged,
+    }
+
+
+def clustering_scores(
+    data: ImageSet, parts: Split, clusters: dict[str, np.ndarray]
+) -> dict[str, dict[str, float]]:
+    """NMI, RI and ARI on gallery and queries; nothing without labels."""
+    if data.labels is None:
+        return {}
+    return {
+        "gallery": evaluation.clustering_scores(data.labels[parts.gallery], clusters["gallery"]),
+        "queries": evaluation.clustering_scores(data.labels[parts.queries], clusters["queries"]),
+    }
+
+
+def rank(
+    experiment: Experiment, parts: Split, embeddings: Embeddings, clusters: dict[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """The neighbours of each query, in its cluster and in the whole gallery.
+
+    Returns:
+      "cluster_indices" and "exhaustive_indices" int32 [q, k], positions in "gallery", whose values,
+      like those of "queries", are rows of the data; "cluster_distances" and "exhaustive_distances".
+    """
+    ranking = evaluation.rank(
+        embeddings.queries,
+        clusters["queries"],
+        embeddings.gallery,
+        clusters["gallery"],
+        clusters["centroids"],
+        experiment.neighbours,
+    )
+    return {
+        "queries": parts.queries,
+        "gallery": parts.gallery,
+        **{
+            f"{kind}_{name}": array
+            for kind, found in ranking._asdict().items()
+            for name, array in found._asdict().items()
+        },
+    }
+
+
+def retrieval_scores(
+    data: ImageSet, parts: Split, neighbours: dict[str, np.ndarray]
+) -> dict[str, Any]:
+    """Precision, mAP and the share of neighbours kept; without labels the share alone."""
+    ranking = evaluation.Ranking(
+        *(
+            Neighbours(*(jnp.asarray(neighbours[f"{kind}_{name}"]) for name in Neighbours._fields))
+            for kind in evaluation.Ranking._fields
+        )
+    )
+    scores: dict[str, Any] = {}
+    if data.labels is not None:
+        truth = data.labels[parts.queries], data.labels[parts.gallery]
+        scores = {
+            kind: evaluation.retrieval_scores(found, *truth)
+            for kind, found in ranking._asdict().items()
+        }
+    return scores | {"kept": evaluation.kept(ranking)}
 
 
 @contextmanager
@@ -160,21 +376,40 @@ def _stage(
     bar.update()
 
 
-def _claim_config(workdir: epath.Path, config: ConfigDict) -> None:
-    """Refuses another config than the run began with or, but for paths, the first process has."""
-    # Where the processes meet may change from start to start.
-    claimed = config.to_dict()
-    del claimed["distributed"]
+def _same(there: dict[str, Any], here: dict[str, Any]) -> bool:
+    """Whether two configurations have the same results."""
+    there, here = (
+        {key: value for key, value in of.items() if key not in _NEVER} for of in (there, here)
+    )
+    return json.loads(json.dumps(here)) == there
+
+
+def _decisive(record: dict[str, Any]) -> dict[str, Any]:
+    """What of a configuration decides the training: a workdir has one such."""
+    kept_keys = {k: v for k, v in record.items() if k not in (*_LATER, *_NEVER)}
+    data, training = dict(record["data"]), dict(record["training"])
+    for key in ("directory", "file"):  # the images are claimed by their checksum
+        data.pop(key)
+    for key in _OF_TRAINING:
+        training.pop(key)
+    return kept_keys | {"data": data, "training": training}
+
+
+def _claim_config(workdir: epath.Path, experiment: Experiment) -> None:
+    """Raises if the training differs from the workdir's, or from process 0's."""
+    decisive = _decisive(experiment.record)
+    if not experiment.extends:  # the rate at every step depends on the number of epochs
+        decisive["training"]["epochs"] = experiment.record["training"]["epochs"]
     if hosts.is_first():
         open_workdir(workdir)
         with in_one_sentence(workdir):
-            claim(workdir, "config.json", claimed)
-    own = json.loads(json.dumps(claimed))
+            claim(workdir, "config.json", decisive)
+    own = json.loads(
+        json.dumps(
+            _decisive(experiment.record) | {"later": [experiment.record[key] for key in _LATER]}
+        )
+    )
     theirs = hosts.from_first(own)
-    for config in (own, theirs):
-        for host in ("directory", "file"):
-            config["data"][host] = None
-        config["compilation_cache"] = None
     if found := differences(theirs, own):
         raise UserError(
             f"this process has another config than process 0: {found}; start all by one command"
@@ -182,7 +417,7 @@ def _claim_config(workdir: epath.Path, config: ConfigDict) -> None:
 
 
 def _claim_data(workdir: epath.Path, data: ImageSet) -> None:
-    """Refuses other images than those that the run began with, on any host."""
+    """Raises if the images differ from those that the run began with, on any host."""
     fingerprint = _fingerprint(data)
     if hosts.is_first():
         claim(workdir, "data.json", fingerprint)

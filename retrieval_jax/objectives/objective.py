@@ -1,73 +1,146 @@
-"""The training objective: named losses and their weights, each logged beside the weighted total."""
+"""What training minimises: a weighted sum of terms, each a pure function of all that it may see.
+
+A new loss is one function that returns a `Term`: its parameters with defaults are the config's
+keys, `objective.<name>.<key>`. The term is written for one device's share of the batch; what it has
+to know of the others it gathers over `Seen.axis_name`.
+"""
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax import lax
 
 from retrieval_jax.models import Outputs
-from retrieval_jax.objectives.losses import cross_entropy, mean_squared_error
 
 TOTAL = "loss"
 
 
 class Batch(NamedTuple):
-    """A batch on the device."""
+    """One device's share of a batch: n examples, each in several views."""
 
-    images: jax.Array  # float32 [n, h, w, c] in [0, 1]
-    labels: jax.Array  # int32 [n]; all zero where the data has none
+    images: tuple[jax.Array, ...]  # float32 [v, n, h, w, c] in [0, 1]; several where sizes differ
+    labels: jax.Array  # int32 [n], -1 where training may not use the label
+    rows: jax.Array  # int32 [n], rows of the fit set; -1 pads the last batch of a validation
+
+
+class Seen(NamedTuple):
+    """All that a term may look at.
+
+    Attributes:
+      outputs: `Outputs` [v, n, …] of all views, in the order of `batch.images`; reconstructions are
+        a tuple [v, n, h, w, c], as the images are.
+      target: the same of the averaged network, for the same views, without gradient; None unless
+        a term asks for it.
+      batch: the images, labels and rows.
+      memory: the term's own.
+      key: of the term and the step, the same on every device.
+      step: int32 scalar, steps done.
+      axis_name: the mapped axis of devices.
+    """
+
+    outputs: Outputs
+    target: Outputs | None
+    batch: Batch
+    memory: Any
+    key: jax.Array
+    step: jax.Array
+    axis_name: str
+
+
+class Loss(NamedTuple):
+    """A term's value as a fraction, which is divided once both are summed over the devices."""
+
+    sum: jax.Array  # float32 scalar, over this device's share
+    count: jax.Array  # type: ignore[assignment]  # float32 scalar, what divides it
+    memory: Any = ()  # the term's own, after this step; the same on every device
 
 
 class Term(NamedTuple):
-    """One loss of the objective: a value per example [n], and its weight (or schedule of steps)."""
+    """One loss of the objective.
 
-    loss: Callable[[Outputs, Batch], jax.Array]
-    weight: float | optax.Schedule
+    Attributes:
+      loss: `Seen` → `Loss`.
+      weight: or a schedule of the step.
+      needs: the fields of `Outputs` that it reads: the network gets a head for each.
+      needs_target: whether it reads `Seen.target`.
+      memory: the shapes of `Outputs` (one view, one example) → what the term remembers at step 0.
+      refresh: before each epoch: (memory, key, embeddings float32 [m, d] and rows int32 [m] of this
+        device's share of the fit set, axis name) → memory. Row -1 pads; a share is whole blocks of
+        128 rows.
+    """
+
+    loss: Callable[[Seen], Loss]
+    weight: float | optax.Schedule = 1.0
+    needs: tuple[str, ...] = ()
+    needs_target: bool = False
+    memory: Callable[[Outputs], Any] | None = None
+    refresh: Callable[[Any, jax.Array, jax.Array, jax.Array, str], Any] | None = None
 
 
 Objective = Mapping[str, Term]
 
 
-def reconstruction_term(weight: float | optax.Schedule) -> Term:
-    """Mean squared error of the reconstruction."""
-    return Term(
-        lambda outputs, batch: mean_squared_error(outputs.reconstruction, batch.images), weight
-    )
+def mean_of(values: jax.Array, batch: Batch, mask: jax.Array | None = None) -> Loss:
+    """The mean of a value per view and example, over those that are real and not masked.
 
+    Args:
+      values: float [..., n].
+      batch: whose rows say which examples pad.
+      mask: bool, broadcast to the values; all True by default.
 
-def classification_term(weight: float | optax.Schedule, label_smoothing: float = 0.0) -> Term:
-    """Cross-entropy of the head's logits; the model needs a head."""
+    Returns:
+      A `Loss`; of no value at all, sum and count are 0.
 
-    def loss(outputs: Outputs, batch: Batch) -> jax.Array:
-        if outputs.logits is None:
-            raise ValueError("a classification loss needs a model with a head")
-        return cross_entropy(outputs.logits, batch.labels, label_smoothing=label_smoothing)
-
-    return Term(loss, weight)
+    Example:
+      >>> batch = Batch((), jnp.array([3, 1]), jnp.array([7, -1]))
+      >>> loss = mean_of(jnp.array([[2.0, jnp.nan], [4.0, jnp.inf]]), batch)
+      >>> float(loss.sum), float(loss.count)
+      (6.0, 2.0)
+    """
+    counted = jnp.broadcast_to(batch.rows >= 0, values.shape)
+    if mask is not None:
+        counted &= mask
+    return Loss(jnp.where(counted, values, 0).sum(), counted.sum(dtype=jnp.float32))
 
 
 def evaluate(
-    objective: Objective, outputs: Outputs, batch: Batch, step: jax.Array
-) -> dict[str, jax.Array]:
-    """Every term of the objective by name, and their weighted sum under "loss".
+    objective: Objective, seen: Seen, memory: Mapping[str, Any]
+) -> tuple[dict[str, Loss], dict[str, Any]]:
+    """Every term's loss by name, and the new memory.
 
-    Args:
-      objective: named terms, at least one.
-      outputs: the model's outputs for the batch of n examples.
-      batch: the batch.
-      step: int32 scalar, where weights are schedules.
-
-    Returns:
-      name → float [n], "loss" first.
+    Each term sees its own memory and a key of its own.
     """
-    values = {name: term.loss(outputs, batch) for name, term in objective.items()}
-    weights = {
-        name: term.weight(step) if callable(term.weight) else term.weight
+    losses = {}
+    for name, term in objective.items():
+        key = jax.random.fold_in(seen.key, zlib.crc32(name.encode()))
+        losses[name] = term.loss(seen._replace(memory=memory[name], key=key))
+    return losses, {name: loss.memory for name, loss in losses.items()}
+
+
+def totalled(objective: Objective, means: Mapping[str, Any], step: Any) -> dict[str, Any]:
+    """The terms' means by name, behind their weighted sum, "loss".
+
+    Example:
+      >>> terms = {"a": Term(None, 2.0), "b": Term(None, lambda step: 0.5 * step)}
+      >>> totalled(terms, {"a": 3.0, "b": 4.0}, step=1)
+      {'loss': 8.0, 'a': 3.0, 'b': 4.0}
+    """
+    weighted = (
+        (term.weight(step) if callable(term.weight) else term.weight) * means[name]
         for name, term in objective.items()
+    )
+    return {TOTAL: sum(weighted), **means}
+
+
+def means_over_devices(losses: Mapping[str, Loss], axis_name: str) -> dict[str, jax.Array]:
+    """Each term's share of its mean over the whole batch: their mean over the devices is that."""
+    return {
+        name: loss.sum / jnp.maximum(lax.pmean(loss.count, axis_name), 1e-12)
+        for name, loss in losses.items()
     }
-    weighted = jnp.stack([weights[name] * value for name, value in values.items()])
-    return {TOTAL: weighted.sum(0), **values}

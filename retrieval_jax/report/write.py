@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from etils import epath
-from ml_collections import ConfigDict
 
 from retrieval_jax.data.images import ImageSet
 from retrieval_jax.data.split import Split
@@ -16,20 +17,20 @@ _SHOWN = 5  # neighbours in a retrieval row, as in the 2020 report
 
 def write_figures(
     workdir: epath.Path,
-    config: ConfigDict,
+    experiment: Any,
     *,
     history: list[dict],
     data: ImageSet,
     parts: Split,
     embeddings: np.ndarray,
-    reconstructions: np.ndarray,
+    reconstructions: np.ndarray | None,
     neighbours: np.ndarray,
 ) -> dict[str, epath.Path]:
     """Writes the PNG figures of a run under `workdir/figures`.
 
     Args:
       workdir: of the run.
-      config: its seed and `report` keys are used.
+      experiment: its seed, examples and t-SNE points are used.
       history: a row an epoch.
       data: the images.
       parts: their split.
@@ -44,14 +45,15 @@ def write_figures(
 
     folder = workdir / "figures"
     make_directory(folder)
-    queries = parts.queries[: config.report.examples]
+    queries = parts.queries[: experiment.examples]
     paths: dict[str, epath.Path] = {}
 
     path = paths["Loss by epoch, fit and validation."] = folder / "losses.png"
     figures.loss_curves(history, path)
 
-    path = paths["Queries, and below each its reconstruction."] = folder / "reconstructions.png"
-    figures.reconstructions(data.images[queries], reconstructions, path)
+    if reconstructions is not None:
+        path = paths["Queries, and below each its reconstruction."] = folder / "reconstructions.png"
+        figures.reconstructions(data.images[queries], reconstructions, path)
 
     shown = neighbours[: len(queries), :_SHOWN]
     rows = parts.gallery[shown]
@@ -67,12 +69,12 @@ def write_figures(
         found=shown >= 0,
     )
 
-    if config.report.tsne_points > 0:
-        sample = np.random.default_rng(config.seed).permutation(len(embeddings))
-        sample = np.sort(sample[: config.report.tsne_points])
+    if experiment.tsne_points > 0:
+        sample = np.random.default_rng(experiment.seed).permutation(len(embeddings))
+        sample = np.sort(sample[: experiment.tsne_points])
         caption = f"t-SNE of {len(sample):,} of the {len(embeddings):,} gallery embeddings."
         path = paths[caption] = folder / "tsne.png"
         labels = None if data.labels is None else data.labels[parts.gallery[sample]]
-        positions = tsne(embeddings[sample], config.seed)
+        positions = tsne(embeddings[sample], experiment.seed)
         figures.embedding_map(positions, labels, data.class_names, path)
     return paths

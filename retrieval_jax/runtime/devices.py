@@ -16,10 +16,6 @@ from flax import jax_utils
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from retrieval_jax.data.images import LazyImages
-from retrieval_jax.data.stream import batches
-from retrieval_jax.runtime.progress import Progress
-
 AXIS = "devices"
 
 
@@ -76,6 +72,14 @@ def share_batches(rows: np.ndarray) -> jax.Array:
     return jax.pmap(lambda share: share)(shares)
 
 
+def share_rows(rows: np.ndarray, block: int, fill: float) -> np.ndarray:
+    """[n, …] → [this process' devices, m, …], m whole blocks, the last of them padded by `fill`."""
+    share = -(-len(rows) // (count() * block)) * block
+    padding = ((0, count() * share - len(rows)), *((0, 0) for _ in rows.shape[1:]))
+    padded = np.pad(rows, padding, constant_values=fill)
+    return padded.reshape(count(), share, *rows.shape[1:])[_positions()]
+
+
 def whole_batches(shares: jax.Array) -> np.ndarray:
     """Fetches the local part of [devices, steps, batch / devices] to the host as [steps, batch]."""
     fetched = np.stack([shard.data[0] for shard in shares.addressable_shards])
@@ -94,17 +98,20 @@ def prefetched(trees: Iterable[Any]) -> Iterator[Any]:
     return jax_utils.prefetch_to_device((jax.tree.map(share, tree) for tree in trees), 2)
 
 
-def mapped(function: Callable, *, donate: tuple[int, ...] = ()) -> Callable:
+def mapped(
+    function: Callable, *, donate: tuple[int, ...] = (), precision: str = "float32"
+) -> Callable:
     """Maps a per-device function over all devices, with `AXIS` as the name for its reductions.
 
-    Its float32 products are float32 on every backend: a GPU or a TPU would by itself round what
-    goes into them to TF32 or bfloat16. It is said here, and not in the modules, because it must
-    hold for gradients too, also for those written by hand.
+    Its float32 products are float32 on every backend unless the precision is "tf32": a GPU or a TPU
+    would otherwise round what goes into them to TF32 or bfloat16. It is set here, and not in the
+    modules, because it must hold for gradients too, also for those written by hand.
     """
+    products = {"float32": "highest", "tf32": "tensorfloat32"}[precision]
 
     @wraps(function)
     def exact(*arguments: Any) -> Any:
-        with jax.default_matmul_precision("highest"):
+        with jax.default_matmul_precision(products):
             return function(*arguments)
 
     return jax.pmap(exact, axis_name=AXIS, donate_argnums=donate)
@@ -113,69 +120,6 @@ def mapped(function: Callable, *, donate: tuple[int, ...] = ()) -> Callable:
 def round_up(batch: int) -> int:
     """The next batch size that all devices share evenly."""
     return -(-batch // count()) * count()
-
-
-def on_rows(function: Callable[[Any, jax.Array], jax.Array]) -> Callable:
-    """Maps (parameters, [b, …]) → [b, …], each row on its own, for `map_rows`; compiled once.
-
-    Every process gets the results of all devices.
-    """
-    several = jax.process_count() > 1
-
-    def on_all(parameters: Any, part: jax.Array) -> jax.Array:
-        result = function(parameters, part)
-        return jax.lax.all_gather(result, AXIS) if several else result
-
-    return mapped(on_all)
-
-
-def map_rows(
-    function: Callable[[Any, np.ndarray], jax.Array],
-    parameters: Any,
-    rows: np.ndarray | LazyImages,
-    batch: int,
-) -> np.ndarray:
-    """Applies `function(parameters, batch of rows)` to any number of rows, on all devices.
-
-    The last batch is padded to the static shape and only real rows are returned. Rows are read two
-    batches ahead and two batches are in flight, so memory doesn't grow with the rows. Each process
-    reads the rows of its own devices and gets the results of all.
-
-    Args:
-      function: of `on_rows`.
-      parameters: on every device.
-      rows: [n, …] on the host, n ≥ 0, or images that are read when they are needed.
-      batch: rows of one call over all devices; rounded up to a multiple of the devices.
-
-    Returns:
-      [n, …] on the host.
-    """
-    batch = round_up(batch)
-    several = jax.process_count() > 1
-    results: list[np.ndarray] = []
-    pending: list[tuple[jax.Array, int]] = []
-
-    def fetch() -> None:
-        value, real = pending.pop(0)
-        whole = from_first_device(value) if several else np.asarray(value)
-        results.append(whole.reshape(batch, *whole.shape[2:])[:real])
-        progress.update(real)
-
-    steps = max(-(-len(rows) // batch), 1)  # without rows one batch of nothing, for its shape
-    mine = local_share(np.arange(steps * batch).reshape(steps, batch))
-    parts = batches(rows, mine[mine < len(rows)], mine.shape[1])
-    with Progress("images", len(rows)) as progress:
-        for step, numbers in enumerate(mine):
-            part = np.zeros((len(numbers), *rows.shape[1:]), rows.dtype)
-            real = numbers < len(rows)
-            if real.any():
-                part[real] = next(parts)
-            shared = part.reshape(local_count(), -1, *part.shape[1:])
-            pending.append((function(parameters, shared), min(batch, len(rows) - step * batch)))
-            if len(pending) > 1:
-                fetch()
-        fetch()
-    return np.concatenate(results)
 
 
 def on_host(tree: Any) -> Any:

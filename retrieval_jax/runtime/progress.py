@@ -26,7 +26,7 @@ class Progress:
 
     def __init__(self, label: str, total: int) -> None:
         self._bar = tqdm(total=total, desc=label, disable=None, leave=False)
-        self._label, self._total, self._done = label, total, 0
+        self._label, self._total, self.done = label, total, 0
         self._last_line = time.monotonic()
 
     def __enter__(self) -> Progress:
@@ -37,9 +37,9 @@ class Progress:
 
     def update(self, count: int = 1, note: str = "") -> None:
         """`count` more are done; the note stands beside the number."""
-        self._done += count
+        self.done += count
         self._bar.update(count)
         self._bar.set_postfix_str(note, refresh=False)
         if self._bar.disable and time.monotonic() - self._last_line > _SECONDS_BETWEEN_LINES:
-            say(f"  {self._label} {self._done}/{self._total} {note}".rstrip())
+            say(f"  {self._label} {self.done}/{self._total} {note}".rstrip())
             self._last_line = time.monotonic()

@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -18,21 +18,22 @@ from retrieval_jax.runtime import hosts
 from retrieval_jax.runtime.errors import UserError, reason
 from retrieval_jax.runtime.files import checksum, copy_files, is_remote, make_directory
 from retrieval_jax.runtime.progress import say
-from retrieval_jax.training.step import TrainState
-
-
-class Record(NamedTuple):
-    """What was measured up to a state; training goes on from these two."""
-
-    history: list[dict]  # a row for each whole epoch, see `MetricLog`
-    sums: dict[str, float]  # each term, added up over the steps of the epoch that is not whole
-    seconds: float  # that epoch has taken
 
 
 class Checkpoints:
-    """Train states and their records under `directory`, a step each.
+    """Trees of arrays under `directory`, a step each, with a record of what JSON can hold.
 
-    With several processes the first alone writes and reads; the others get what it read.
+    Of any tree: a train state, an optax state, a dictionary. With several processes the first alone
+    writes and reads; the others get what it read.
+
+    Example:
+      >>> import tempfile
+      >>> checkpoints = Checkpoints(epath.Path(tempfile.mkdtemp()) / "checkpoints")
+      >>> checkpoints.save(1, {"w": np.ones(2)}, {"note": "first"}, score=0.5)
+      >>> tree, record = checkpoints.restore({"w": np.zeros(2)})
+      >>> tree["w"].tolist(), record
+      ([1.0, 1.0], {'note': 'first'})
+      >>> checkpoints.close()
     """
 
     def __init__(self, directory: epath.Path, seconds: float = float("inf")) -> None:
@@ -43,35 +44,35 @@ class Checkpoints:
         self._last = time.monotonic()
         self._manager: Any = self._open() if hosts.is_first() else None
 
-    def restore(self, like: TrainState) -> tuple[TrainState, Record]:
-        """The newest state that can be read, and its record; `like` and no record without any.
+    def restore(self, like: Any) -> tuple[Any, dict[str, Any]] | None:
+        """The newest tree that can be read, and its record; None without any.
 
         One that is truncated or damaged is set aside with a warning, and the one before is taken.
 
         Args:
-          like: a state of the same structure, shapes and dtypes.
+          like: a tree of the same structure, shapes and dtypes.
 
         Raises:
-          UserError: there are some, and none can be read.
+          UserError: there are some, and none can be read; or they are of another tree.
         """
         found = self._newest_readable(like) if hosts.is_first() else None
         record = hosts.from_first(found and found[1])
         if record is None:
-            return like, Record([], {}, 0.0)
-        fields = found[0] if found else _fields(like)
-        leaves = {str(i): leaf for i, leaf in enumerate(jax.tree.leaves(fields))}
-        read = hosts.arrays_from_first(leaves)
+            return None
+        read = hosts.arrays_from_first(found[0] if found else None)
         assert read is not None
-        fields = jax.tree.unflatten(jax.tree.structure(fields), read.values())
-        return like._replace(**fields), Record(**record)
+        return jax.tree.unflatten(jax.tree.structure(like), read.values()), record
 
-    def save(self, state: TrainState, record: Record, loss: float | None = None) -> None:
-        """Saves a state on the host; returns before it is on disk.
+    def save(
+        self, step: int, tree: Any, record: dict[str, Any], score: float | None = None
+    ) -> None:
+        """Saves a tree on the host; returns before it is on disk.
 
         Args:
-          state: NumPy arrays.
-          record: what belongs to it.
-          loss: by which the best is kept; None for a state inside an epoch.
+          step: above those saved before.
+          tree: of NumPy arrays and numbers.
+          record: what belongs to it, of what JSON can hold.
+          score: by which the best is kept, the higher the better; None for one that can't be it.
 
         Raises:
           UserError: this save or the one before can't be written.
@@ -79,16 +80,20 @@ class Checkpoints:
         self._last = time.monotonic()
         if self._manager is None:
             return
-        fields = _fields(state)
-        content = record._asdict() | {"checksum": _checksum(fields, record)}
+        leaves = _leaves(tree)
+        content = {
+            "record": record,
+            "tree": _described(tree),
+            "checksum": _checksum(leaves, record),
+        }
         with self._writing():
             self._manager.save(
-                int(state.step),
+                step,
                 args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(fields),
+                    state=ocp.args.StandardSave(leaves),
                     record=ocp.args.JsonSave(content),
                 ),
-                metrics=None if loss is None else {"loss": loss},
+                metrics=None if score is None else {"score": score},
             )
 
     def due(self) -> bool:
@@ -120,7 +125,7 @@ class Checkpoints:
                             # The last of ascending order is the best.
                             policies.BestN(
                                 n=1,
-                                get_metric_fn=lambda metrics: -metrics["loss"],
+                                get_metric_fn=lambda metrics: metrics["score"],
                                 keep_checkpoints_without_metrics=False,
                             ),
                         ]
@@ -134,27 +139,29 @@ class Checkpoints:
                 ),
             )
 
-    def _newest_readable(self, like: TrainState) -> tuple[dict[str, Any], dict[str, Any]] | None:
-        shapes = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), _fields(like))
-        asked = ocp.args.Composite(
-            state=ocp.args.StandardRestore(shapes), record=ocp.args.JsonRestore()
-        )
+    def _newest_readable(self, like: Any) -> tuple[dict[str, Any], dict[str, Any]] | None:
+        shapes = {key: np.empty(leaf.shape, leaf.dtype) for key, leaf in _leaves(like).items()}
         steps = sorted(self._manager.all_steps(), reverse=True)
         for step in steps:
             try:
-                restored = self._manager.restore(step, args=asked)
-                record = dict(restored.record)
-                if record.pop("checksum") != _checksum(restored.state, Record(**record)):
+                asked = ocp.args.Composite(record=ocp.args.JsonRestore())
+                content = dict(self._manager.restore(step, args=asked).record)
+                if content["tree"] != _described(like):
+                    raise UserError(_difference(self._directory, content["tree"], _described(like)))
+                asked = ocp.args.Composite(state=ocp.args.StandardRestore(shapes))
+                leaves = self._manager.restore(step, args=asked).state
+                leaves = {key: leaves[key] for key in shapes}  # Orbax sorts them as text
+                if content["checksum"] != _checksum(leaves, content["record"]):
                     raise ValueError("its checksum is another")
-                return restored.state, record
-            except MemoryError:
+                return leaves, content["record"]
+            except (MemoryError, UserError):
                 raise
             except Exception as error:  # Orbax and TensorStore have many for what is damaged
                 self._set_aside(step, error)
         if steps:
             raise UserError(
                 f"none of the checkpoints can be read; they are in {str(self._damaged)!r} now, and "
-                "the same command begins anew"
+                "the same command starts again from scratch"
             )
         return None
 
@@ -182,11 +189,27 @@ class Checkpoints:
             ) from error
 
 
-def _fields(state: TrainState) -> dict[str, Any]:
-    """What the state has: Orbax would look for a field that is None."""
-    return {name: value for name, value in state._asdict().items() if value is not None}
+def _leaves(tree: Any) -> dict[str, np.ndarray]:
+    """The leaves in their order: whatever the tree is made of, Orbax sees one dictionary."""
+    return {str(i): np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(tree))}
 
 
-def _checksum(fields: dict[str, Any], record: Record) -> int:
+def _described(tree: Any) -> list[str]:
+    """Where each leaf is, its type and its shape."""
+    return [
+        f"{jax.tree_util.keystr(path)} {np.asarray(leaf).dtype.name} {list(np.shape(leaf))}"
+        for path, leaf in jax.tree.leaves_with_path(tree)
+    ]
+
+
+def _difference(directory: epath.Path, there: list[str], here: list[str]) -> str:
+    only = [leaf for leaf in (*there, *here) if (leaf in there) != (leaf in here)]
+    return (
+        f"the checkpoints in {str(directory)!r} are of another network or optimizer (one of them "
+        f"has {only[0] if only else 'another order'}); give another directory"
+    )
+
+
+def _checksum(leaves: dict[str, np.ndarray], record: dict[str, Any]) -> int:
     text = json.dumps(record, sort_keys=True).encode()
-    return checksum([np.frombuffer(text, np.uint8), fields])
+    return checksum([np.frombuffer(text, np.uint8), *leaves.values()])

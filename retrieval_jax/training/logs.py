@@ -20,19 +20,22 @@ class MetricLog:
     several processes the first alone writes.
     """
 
-    def __init__(self, workdir: epath.Path, history: list[dict]) -> None:
-        """Starts the log at `history`: the rows that a resumed run has, [] for a new one."""
-        self._events = None
+    def __init__(self, workdir: epath.Path) -> None:
+        """A log in `workdir`, which `begin` opens."""
+        self._workdir, self._events = workdir, None
+
+    def begin(self, history: list[dict]) -> None:
+        """Starts at `history`: the rows that a resumed run has, [] for a new one."""
         if not hosts.is_first():
             return
-        self._workdir, self._lines = workdir, [json.dumps(row) + "\n" for row in history]
+        self._lines = [json.dumps(row) + "\n" for row in history]
         self._write_lines()
         # tensorboardX writes on this machine; from there each epoch is copied to an object store.
-        self._copied = tempfile.TemporaryDirectory() if is_remote(workdir) else None
+        self._copied = tempfile.TemporaryDirectory() if is_remote(self._workdir) else None
         # purge_step hides what an interrupted run wrote from its last whole epoch on, which it may
         # not have come to write.
         start = history[-1]["step"] if history else 0
-        to = self._copied.name if self._copied else str(workdir / "tensorboard")
+        to = self._copied.name if self._copied else str(self._workdir / "tensorboard")
         self._events = SummaryWriter(to, purge_step=start)
         if history:
             self._add_events(history[-1])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from itertools import repeat
 from typing import Any, NamedTuple
@@ -15,26 +15,70 @@ import numpy as np
 from etils import epath
 from jax.typing import ArrayLike
 
+from retrieval_jax.embedder import embedding, map_rows, on_rows
 from retrieval_jax.numerics.keys import key_for
-from retrieval_jax.objectives.objective import TOTAL
+from retrieval_jax.objectives import TOTAL, totalled
 from retrieval_jax.runtime import devices, hosts
 from retrieval_jax.runtime.errors import Interrupted, UserError
 from retrieval_jax.runtime.files import copy_files, is_remote
 from retrieval_jax.runtime.progress import Progress, say
-from retrieval_jax.training.checkpoints import Checkpoints, Record
-from retrieval_jax.training.epochs import Recipe, check_batches, epoch_order, fit_steps
-from retrieval_jax.training.feed import DataSet, streamed
+from retrieval_jax.training.checkpoints import Checkpoints
+from retrieval_jax.training.epoch import (
+    DataSet,
+    Epoch,
+    Recipe,
+    Totals,
+    epoch_order,
+    fit_steps,
+    no_totals,
+    refreshed,
+    streamed,
+    validation_batches,
+)
 from retrieval_jax.training.logs import MetricLog
-from retrieval_jax.training.repeat import Totals
 from retrieval_jax.training.step import TrainState, create_state
 
+# Rows of a device's share when terms refresh their memory: k-means draws from blocks of as many.
+_BLOCK = 128
 
-class Watch(NamedTuple):
-    """What an onlooker gets of the first epoch that `train` does."""
 
-    first_step: Callable[[], None]  # called when the first call's metrics have arrived
-    profile_to: epath.Path  # directory of `jax.profiler`'s trace
-    profile_steps: int = 0  # steps to trace after the first call, in whole calls; 0: no trace
+class Trained(NamedTuple):
+    """What `train` ends with, on the host."""
+
+    state: TrainState
+    history: list[dict]  # a row per epoch, see `MetricLog`
+    first_step: float | None  # seconds from `started` until the first step's metrics were there
+
+
+class Profile(NamedTuple):
+    """What `jax.profiler` traces in the first epoch that a call of `train` does."""
+
+    directory: epath.Path
+    steps: int  # after the first compiled call, in whole calls; 0: no trace
+
+
+class _Programs(NamedTuple):
+    """The compiled functions, and what stays on the devices."""
+
+    order: Callable
+    steps: Callable
+    check: Callable
+    refresh: Callable
+    embed: Callable
+    data: tuple[DataSet, DataSet] | None  # fit and validation; None where they stream
+    validation_order: np.ndarray  # int32 [batches, batch], -1 pads
+    shared_validation_order: Any
+
+
+class _Run(NamedTuple):
+    """What stays the same from epoch to epoch."""
+
+    recipe: Recipe
+    programs: _Programs
+    fit: DataSet
+    validation: DataSet
+    checkpoints: Checkpoints
+    asked_to_stop: Callable[[], bool]
 
 
 def train(
@@ -42,72 +86,74 @@ def train(
     fit: DataSet,
     validation: DataSet,
     checkpoints: Checkpoints,
-    log_to: Callable[[list[dict]], MetricLog],
-    watch: Watch | None = None,
+    log: MetricLog,
+    *,
+    start_from: Callable[[Any], Any] = lambda variables: variables,
+    started: float | None = None,
+    profile: Profile | None = None,
     asked_to_stop: Callable[[], bool] = lambda: False,
-) -> tuple[TrainState, list[dict]]:
+) -> Trained:
     """Trains from the newest checkpoint, or from scratch, to the last epoch.
 
     Each epoch visits the fit images in a new order, in whole batches; what is left over of the last
-    one is another part in every epoch.
+    one differs from epoch to epoch.
 
     Args:
-      recipe: the model, the objective, the optimizer and the budget.
+      recipe: the network, the objective, the optimizer and the budget.
       fit: at least one batch.
       validation: any number of images; none gives no validation row.
       checkpoints: where states are saved, after each epoch and inside one when it is due; closed at
         the end, as the log is.
-      log_to: rows of history so far → a `MetricLog`.
-      watch: what to tell and to trace of the first epoch.
+      log: of the epochs.
+      start_from: initial parameters → those to start from where there is no checkpoint.
+      started: `time.perf_counter()` when the command began; now by default.
+      profile: what to trace.
       asked_to_stop: called after every compiled call; True saves and stops.
 
     Returns:
-      The final state on the host, and a row an epoch (see `MetricLog`).
+      `Trained`.
 
     Raises:
       UserError: a term of the loss is not finite; the last checkpoint is the last good one. Or the
         state can't be saved.
-      Interrupted: as `asked_to_stop`, after the save.
+      Interrupted: because of `asked_to_stop`, after the save.
     """
-    initial = create_state(
-        recipe.model,
-        recipe.optimizer,
-        key_for(recipe.seed, "init"),
-        fit.images.shape[1:],
-        averaged=recipe.ema_decay > 0,
-    )
+    started = time.perf_counter() if started is None else started
     # Closing waits for the last save, whatever ends the loop.
-    with closing(checkpoints):
-        host_state, record = checkpoints.restore(jax.device_get(initial))
-        with closing(log_to(record.history)) as log:
-            if len(record.history) == recipe.epochs:
-                return host_state, record.history
-            fit_epoch, validate = _epoch_functions(recipe, fit, validation, checkpoints)
-            state = devices.on_every_device(host_state)
-            for epoch in range(len(record.history) + 1, recipe.epochs + 1):
-                state, record, stop = fit_epoch(state, record, watch, asked_to_stop)
-                watch = None
-                start = time.perf_counter()
-                validation_means = validate(state)
-                _refuse_non_finite(validation_means, f"in the validation after epoch {epoch}")
-                host_state = devices.from_first_device(state)
-                _refuse_non_finite_parameters(host_state, f"after epoch {epoch}")
-                steps = len(fit.images) // recipe.batch_size
-                row = {
-                    "epoch": epoch,
-                    "step": epoch * steps,
-                    "fit": {name: total / steps for name, total in record.sums.items()},
-                    "validation": validation_means,
-                    "seconds": record.seconds + time.perf_counter() - start,
-                }
-                record = Record([*record.history, row], {}, 0.0)
-                loss = (validation_means or row["fit"])[TOTAL]
-                checkpoints.save(host_state, record, loss)
-                log.write(row)
-                say(describe(row, recipe.epochs))
-                if stop and epoch < recipe.epochs:
-                    raise Interrupted
-            return host_state, record.history
+    with closing(checkpoints), closing(log):
+        epoch, history, seconds = _first_epoch(recipe, fit, checkpoints, start_from)
+        log.begin(history)
+        if len(history) >= recipe.epochs:
+            return Trained(epoch.state, history, None)
+        run = _Run(
+            recipe, _programs(recipe, fit, validation), fit, validation, checkpoints, asked_to_stop
+        )
+        on_devices = devices.on_every_device(epoch)
+        steps, first_step = len(fit.images) // recipe.batch_size, None
+        while len(history) < recipe.epochs:
+            number, start = len(history) + 1, time.perf_counter() - seconds
+            on_devices, arrived, stop = _fit(run, on_devices, history, start, profile, started)
+            first_step = arrived if first_step is None else first_step
+            epoch = devices.from_first_device(on_devices)
+            validation_means = _validate(run, on_devices.state, number * steps)
+            _refuse_non_finite(validation_means, f"in the validation after epoch {number}")
+            _refuse_non_finite_parameters(epoch.state, f"after epoch {number}")
+            row = {
+                "epoch": number,
+                "step": number * steps,
+                "fit": {name: float(epoch.totals.sums[name]) / steps for name in _names(recipe)},
+                "validation": validation_means,
+                "seconds": time.perf_counter() - start,
+            }
+            history, seconds, profile, started = [*history, row], 0.0, None, None
+            epoch = epoch._replace(totals=no_totals(recipe))
+            on_devices = on_devices._replace(totals=devices.on_every_device(epoch.totals))
+            checkpoints.save(number * steps, epoch, _record(history, 0.0), _score(recipe, row))
+            log.write(row)
+            say(describe(row, recipe.epochs))
+            if stop and number < recipe.epochs:
+                raise Interrupted
+        return Trained(epoch.state, history, first_step)
 
 
 def describe(row: dict, epochs: int) -> str:
@@ -119,108 +165,182 @@ def describe(row: dict, epochs: int) -> str:
     return " · ".join([*parts, f"{row['seconds']:.1f} s"])
 
 
-def _epoch_functions(recipe: Recipe, fit: DataSet, validation: DataSet, checkpoints: Checkpoints):
-    """What `train` does with an epoch, its fit steps and its validation."""
-    names = [TOTAL, *recipe.objective]  # mapped functions return dictionaries sorted
-    per_call = recipe.steps_per_call
+def _first_epoch(
+    recipe: Recipe, fit: DataSet, checkpoints: Checkpoints, start_from: Callable[[Any], Any]
+) -> tuple[Epoch, list[dict], float]:
+    """Where to go on: the epoch on the host, the rows of those before, and its seconds so far."""
+    state = create_state(
+        recipe.model,
+        recipe.objective,
+        recipe.optimizer,
+        key_for(recipe.seed, "init"),
+        fit.images.shape[1:],
+        averaged=recipe.averaged,
+    )
+    initial = Epoch(jax.device_get(state), no_totals(recipe))
+    found = checkpoints.restore(initial)
+    if found is None:
+        state = initial.state._replace(params=start_from(initial.state.params))
+        if state.target is not None:
+            state = state._replace(target=state.variables)
+        return initial._replace(state=state), [], 0.0
+    epoch, record = found
+    return epoch, record["history"], record["seconds"]
+
+
+def _record(history: list[dict], seconds: float) -> dict[str, Any]:
+    """What is saved beside an epoch: the rows before it, and the seconds that it has taken."""
+    return {"history": history, "seconds": seconds}
+
+
+def _score(recipe: Recipe, row: dict) -> float:
+    """By which the best checkpoint is kept."""
+    if recipe.monitor is not None:
+        return row["validation"].get(recipe.monitor.name, -np.inf)
+    return -(row["validation"] or row["fit"])[TOTAL]
+
+
+def _names(recipe: Recipe) -> list[str]:
+    return [TOTAL, *recipe.objective]  # mapped functions return dictionaries sorted
+
+
+def _programs(recipe: Recipe, fit: DataSet, validation: DataSet) -> _Programs:
+    mapped = partial(devices.mapped, precision=recipe.precision)
+    order = _validation_order(len(validation.images), recipe.validation_batch_size)
+    return _Programs(
+        order=mapped(partial(epoch_order, recipe, len(fit.images))),
+        steps=mapped(partial(fit_steps, recipe), donate=(0,)),
+        check=mapped(partial(validation_batches, recipe)),
+        refresh=mapped(partial(refreshed, recipe), donate=(0,)),
+        embed=on_rows(embedding(recipe.model)),
+        data=None if recipe.streaming else devices.on_every_device((fit, validation)),
+        validation_order=order,
+        shared_validation_order=None if recipe.streaming else devices.share_batches(order),
+    )
+
+
+def _fit(
+    run: _Run,
+    epoch: Epoch,
+    history: list[dict],
+    start: float,
+    profile: Profile | None,
+    started: float | None,
+) -> tuple[Epoch, float | None, bool]:
+    """The rest of an epoch; seconds from `started` to its first totals; whether to stop.
+
+    The totals of a call are looked at when the next one is under way: the devices never wait, but
+    for the first call after `started`.
+    """
+    recipe, programs, fit, _, checkpoints, asked_to_stop = run
+    number, per_call = len(history) + 1, recipe.steps_per_call
     steps = len(fit.images) // recipe.batch_size
-    order_of = devices.mapped(partial(epoch_order, recipe, len(fit.images)))
-    run_steps = devices.mapped(partial(fit_steps, recipe), donate=(0,))
-    run_checks = devices.mapped(partial(check_batches, recipe))
-    validation_order = _validation_order(len(validation.images), recipe.validation_batch_size)
-    if not recipe.streaming:
-        fit_data, validation_data = devices.on_every_device((fit, validation))
-        shared_validation_order = devices.share_batches(validation_order)
-    first_batch = devices.on_every_device(np.int32(0))
-
-    def fit_epoch(
-        state: TrainState, record: Record, watch: Watch | None, asked_to_stop: Callable[[], bool]
-    ) -> tuple[TrainState, Record, bool]:
-        """The rest of the record's open epoch: state and record after it, and whether to stop."""
-        before = len(record.history) * steps
-        sums = dict.fromkeys(names, 0.0) | record.sums
-        first = int(devices.from_first_device(state.step)) - before
-        start = time.perf_counter()
-        stop = False
-
-        def take(totals: Totals, done: int, count: int) -> None:
-            if watch and done == first:
-                watch.first_step()
-            if totals.bad_step >= 0:
-                step = before + done + int(totals.bad_step) + 1
-                _refuse_non_finite(totals.bad, f"at step {step} (epoch {len(record.history) + 1})")
-            for name in names:
-                sums[name] += float(totals.sums[name])
-            progress.update(count, note=f"loss {totals.sums[TOTAL] / count:.4g}")
-
-        def measured() -> Record:
-            seconds = record.seconds + time.perf_counter() - start
-            return Record(record.history, dict(sums), seconds)
-
-        def pause(state: TrainState, done: int, up_to_date: Callable[[], None]) -> None:
-            nonlocal stop
+    first = int(devices.from_first_device(epoch.state.step)) - len(history) * steps
+    if first == 0:
+        epoch = epoch._replace(state=_refresh(run, epoch.state))
+    traced = range(0)
+    if profile is not None and profile.steps:
+        traced = range(first + per_call, first + per_call + profile.steps, per_call)
+    first_step, stop, late = None, False, None
+    with (
+        Progress(f"epoch {number}", steps) as progress,
+        ExitStack() as trace,
+        jax.transfer_guard("disallow"),
+    ):
+        progress.update(first)
+        order = programs.order(epoch.state)
+        if programs.data is None:
+            fed: Iterator[Any] = streamed(fit, devices.whole_batches(order), first)
+        else:
+            fed = repeat((programs.data[0], order, order))
+        for at in range(first, steps, per_call):
+            if profile is not None and at in traced[:1]:
+                trace.enter_context(_traced(profile.directory))
+            epoch, totals = programs.steps(epoch, *next(fed))
+            if late is not None:
+                _look(*late, number, progress)
+            late = totals, (done := min(at + per_call, steps))
+            if started is not None and first_step is None:
+                _look(*late, number, progress)
+                first_step = time.perf_counter() - started
+                say(f"  first step after {first_step:.1f} s")
+            if at in traced[-1:]:
+                jax.block_until_ready(totals)
+                trace.close()
             stop = asked_to_stop() or stop
-            if done == steps or not (stop or checkpoints.due()):
-                return  # the end of an epoch saves by itself
-            up_to_date()
-            host_state = devices.from_first_device(state)
-            _refuse_non_finite_parameters(host_state, f"at step {before + done}")
-            checkpoints.save(host_state, measured())
-            if stop:
-                raise Interrupted
+            if done < steps and (stop or checkpoints.due()):  # the end of an epoch saves anyway
+                _look(*late, number, progress)
+                host = devices.from_first_device(epoch)
+                _refuse_non_finite_parameters(host.state, f"at step {int(host.state.step)}")
+                record = _record(history, time.perf_counter() - start)
+                checkpoints.save(int(host.state.step), host, record)
+                if stop:
+                    raise Interrupted
+        if late is not None:
+            _look(*late, number, progress)
+    return epoch, first_step, stop
 
-        label = f"epoch {len(record.history) + 1}"
-        with Progress(label, steps) as progress, jax.transfer_guard("disallow"):
-            progress.update(first)
-            order = order_of(state)
-            fed = (
-                streamed(fit, devices.whole_batches(order), first)
-                if recipe.streaming
-                else repeat((fit_data, order))
-            )
-            for part, context in _parts(range(first, steps, per_call), watch):
-                with context:
-                    state = _run(
-                        lambda state: run_steps(state, *next(fed)), state, part, take, pause
-                    )
-        return state, measured(), stop
 
-    def validate(state: TrainState) -> dict[str, float]:
-        sums: dict[str, float] = {}
+def _look(totals: Totals, done: int, number: int, progress: Progress) -> None:
+    """Refuses what is not finite, and shows the mean loss of the `done` steps."""
+    totals = devices.from_first_device(totals)
+    if totals.bad_step:
+        _refuse_non_finite(totals.bad, f"at step {totals.bad_step} (epoch {number})")
+    progress.update(done - progress.done, note=f"loss {totals.sums[TOTAL] / done:.4g}")
 
-        def take(totals: Totals, done: int, count: int) -> None:
-            for name, value in totals.sums.items():
-                sums[name] = sums.get(name, 0.0) + float(value)
 
-        fed = None
-        if recipe.streaming:
-            fed = streamed(validation, devices.local_share(validation_order))
+def _refresh(run: _Run, state: TrainState) -> TrainState:
+    """Before an epoch: terms that remember something of all fit images see their embeddings."""
+    if not any(term.refresh for term in run.recipe.objective.values()):
+        return state
+    embeddings = _embedded(run, state, run.fit)
+    rows = np.arange(len(embeddings), dtype=np.int32)
+    shares = devices.share_rows(embeddings, _BLOCK, 0), devices.share_rows(rows, _BLOCK, -1)
+    return run.programs.refresh(state, *shares)
 
-        def check(i: jax.Array) -> tuple[jax.Array, Totals]:
+
+def _embedded(run: _Run, state: TrainState, data: DataSet) -> np.ndarray:
+    variables = state.judged(run.recipe.average)
+    return map_rows(run.programs.embed, variables, data.images, run.recipe.validation_batch_size)
+
+
+def _validate(run: _Run, state: TrainState, step: int) -> dict[str, float]:
+    """Each term's mean over the validation images, and the monitor's score; {} without any."""
+    recipe, programs, _, validation, *_ = run
+    if not len(validation.images):
+        return {}
+    sums: dict[str, np.ndarray] = {}
+
+    def look(late: Any) -> None:
+        for name, pair in devices.from_first_device(late).items():
+            sums[name] = sums.get(name, 0) + np.array(pair, np.float64)
+
+    fed: Iterator[Any] | None = None
+    if programs.data is None:
+        fed = streamed(validation, devices.local_share(programs.validation_order))
+    i, late = devices.on_every_device(np.int32(0)), None
+    with jax.transfer_guard("disallow"):
+        first = i
+        for _ in range(0, len(programs.validation_order), recipe.steps_per_call):
             if fed is not None:  # one batch, the first of what it comes in
-                return i, run_checks(i, state, *next(fed))[1]
-            return run_checks(i, state, validation_data, shared_validation_order)
-
-        with jax.transfer_guard("disallow"):
-            _run(check, first_batch, range(0, len(validation_order), per_call), take)
-        count = sums.pop("count", 0.0)
-        return {name: sums[name] / count for name in [*names, "accuracy"] if name in sums}
-
-    return fit_epoch, validate
-
-
-def _parts(steps: range, watch: Watch | None) -> list[tuple[range, AbstractContextManager[Any]]]:
-    """An epoch's steps, those to trace apart, each with what is around it."""
-    if watch is None or watch.profile_steps == 0:
-        return [(steps, nullcontext())]
-    per_call = steps.step
-    start = steps.start + per_call
-    stop = min(start - (-watch.profile_steps // per_call) * per_call, steps.stop)
-    return [
-        (range(steps.start, min(start, steps.stop), per_call), nullcontext()),
-        (range(start, stop, per_call), _traced(watch.profile_to)),
-        (range(stop, steps.stop, per_call), nullcontext()),
-    ]
+                _, found = programs.check(state, first, *next(fed))
+            else:
+                assert programs.data is not None
+                order = programs.shared_validation_order
+                i, found = programs.check(state, i, programs.data[1], order, order)
+            if late is not None:
+                look(late)
+            late = found
+        look(late)
+    # A term or an accuracy that counted nothing, such as one without labels, has no mean.
+    means = {name: float(sum / count) for name, (sum, count) in sums.items() if count}
+    terms: Any = {name: means.get(name, 0.0) for name in recipe.objective}
+    total = float(totalled(recipe.objective, terms, np.int32(step))[TOTAL])
+    ordered = {TOTAL: total} | {n: means[n] for n in (*recipe.objective, "accuracy") if n in means}
+    if recipe.monitor is not None:
+        embeddings = _embedded(run, state, validation)
+        ordered[recipe.monitor.name] = recipe.monitor.score(embeddings, validation.labels)
+    return ordered
 
 
 @contextmanager
@@ -237,43 +357,6 @@ def _traced(directory: epath.Path) -> Iterator[None]:
         with jax.profiler.trace(local):
             yield
         copy_files(epath.Path(local), directory)
-
-
-def _run(
-    call: Callable[[Any], tuple[Any, Totals]],
-    carry: Any,
-    steps: range,
-    take: Callable[[Totals, int, int], None],
-    pause: Callable[[Any, int, Callable[[], None]], None] = lambda *_: None,
-) -> Any:
-    """Does the steps, a call for each item of the range; `take` is one call behind.
-
-    Args:
-      call: carry → (carry, totals) on all devices, for as many steps as the range's own, or as are
-        left.
-      carry: what goes from call to call.
-      steps: the number of the first step of each call.
-      take: (totals on the host, number of the call's first step, steps of the call).
-      pause: (carry, steps done, what brings `take` up to date), after every call.
-
-    Returns:
-      The carry of the last call.
-    """
-    late: list[tuple[Totals, int, int]] = []
-
-    def fetch(left: int = 0) -> None:
-        while len(late) > left:
-            totals, first, count = late.pop(0)
-            take(devices.from_first_device(totals), first, count)
-
-    for first in steps:
-        carry, totals = call(carry)
-        count = min(steps.step, steps.stop - first)
-        late.append((totals, first, count))
-        fetch(left=1)
-        pause(carry, first + count, fetch)
-    fetch()
-    return carry
 
 
 def _validation_order(rows: int, batch: int) -> np.ndarray:

@@ -7,6 +7,7 @@ same change.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -137,3 +138,51 @@ def random_cutout(key: jax.Array, image: jax.Array, side: int) -> jax.Array:
         for n, start in zip(image.shape[:2], first, strict=True)
     )
     return jnp.where((rows[:, None] & columns)[..., None], 0, image)
+
+
+def flip(*, probability: float = 0.0):
+    """Mirrors.
+
+    Args:
+      probability: of mirroring left to right.
+    """
+    if not 0 <= probability <= 1:
+        raise ValueError(f"probability must be from 0 to 1; it is {probability}")
+    if not probability:
+        return None
+    return lambda key, image: jnp.where(
+        jax.random.bernoulli(key, probability), image[:, ::-1], image
+    )
+
+
+AUGMENTATIONS = (flip,)
+
+
+class View(NamedTuple):
+    """One kind of view."""
+
+    augment: Augment
+    count: int = 1
+
+
+def view(augments, count=1):
+    """Composes."""
+    active = [a for a in augments if a is not None]
+
+    def augment(key, image):
+        for i, one in enumerate(active):
+            image = one(jax.random.fold_in(key, i), image)
+        return image
+
+    return View(augment, count)
+
+
+def views_of(views, key, images, places, batch):
+    """All views."""
+    found, j = [], 0
+    for view in views:
+        for _ in range(view.count):
+            keys = jax.vmap(lambda place, j=j: jax.random.fold_in(key, j * batch + place))(places)
+            found.append(jax.vmap(view.augment)(keys, images))
+            j += 1
+    return (jnp.stack(found),)

@@ -1,0 +1,355 @@
+"""Images to embeddings: of a finished run, of a state, or by any function of images."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors.numpy
+from etils import epath
+from flax import linen as nn
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from retrieval_jax.data.images import LazyImages
+from retrieval_jax.data.stream import batches
+from retrieval_jax.models import Network
+from retrieval_jax.models.encoders import ENCODERS
+from retrieval_jax.numerics.distances import unit
+from retrieval_jax.runtime import devices
+from retrieval_jax.runtime.errors import UserError, printable, reason
+from retrieval_jax.runtime.files import as_path, read_bytes, replacing, write_json
+from retrieval_jax.runtime.progress import Progress, say
+
+_TENSORS, _DESCRIPTION = "model.safetensors", "model.json"
+
+
+class Embedder:
+    """A function images uint8 [n, h, w, c] → embeddings float32 [n, d], for any n.
+
+    It runs on all devices in batches of one static shape, with a progress bar where there are many.
+
+    Example:
+      >>> import numpy as np
+      >>> mean = Embedder.from_function(lambda images: images.mean((1, 2)) / 255)
+      >>> mean(np.full((3, 8, 8, 1), 51, np.uint8)).ravel().tolist()
+      [0.20000000298023224, 0.20000000298023224, 0.20000000298023224]
+    """
+
+    def __init__(self, function: Callable[[Any], np.ndarray]) -> None:
+        """Wraps (images, all of them) → embeddings; see the constructors below."""
+        self._function = function
+
+    def __call__(self, images: np.ndarray | LazyImages) -> np.ndarray:
+        """Embeds images.
+
+        Args:
+          images: uint8 [n, h, w, c], n ≥ 0.
+
+        Returns:
+          float32 [n, d].
+
+        Raises:
+          ValueError: another type or number of dimensions, or what the network has against them.
+        """
+        if not isinstance(images, LazyImages):
+            images = np.asarray(images)
+        if images.dtype != np.uint8 or len(images.shape) != 4:
+            raise ValueError(
+                f"images must be uint8 [n, h, w, c], got {images.dtype} {tuple(images.shape)}; "
+                "scale floats to 0 … 255, and give one image as images[None]"
+            )
+        return self._function(images)
+
+    @classmethod
+    def from_run(
+        cls,
+        workdir: epath.PathLike,
+        *,
+        encoder: Callable[..., nn.Module] | None = None,
+        batch: int = 128,
+    ) -> Embedder:
+        """By the encoder of a finished run, without its data, optimizer or config file.
+
+        Args:
+          workdir: of the run, here or on gs://.
+          encoder: the function that made the encoder, where it is not one of this package: what a
+            file names is never imported.
+          batch: images per call, over all devices.
+
+        Raises:
+          UserError: the run has not finished, or its files are damaged.
+
+        Example:
+            embed = Embedder.from_run("runs/hint")
+            embeddings = embed(images)
+        """
+        directory = as_path(str(workdir))
+        description = _read_description(directory)
+        made = _encoder_of(directory, description["encoder"], encoder)
+        model = Network(made)
+        shape = tuple(description["image_shape"])
+        expected = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *shape)))
+        there = read_tensors(directory)
+        flat = flatten_dict(expected, sep="/")
+        if any(n not in there or there[n].shape != of.shape for n, of in flat.items()):
+            raise UserError(
+                f"{printable(str(directory / _TENSORS))} does not hold the network that "
+                f"{_DESCRIPTION} describes; finish the run again"
+            )
+        variables = unflatten_dict({name: there[name] for name in flat}, sep="/")
+        normalize = bool(description["normalize"])
+        return cls.from_state(model, variables, normalize=normalize, batch=batch)
+
+    @classmethod
+    def from_state(
+        cls,
+        model: nn.Module,
+        variables: dict[str, Any],
+        *,
+        normalize: bool = False,
+        batch: int = 128,
+    ) -> Embedder:
+        """By a network's `embed` method.
+
+        Args:
+          model: a `Network`, or any module with a method `embed`: float images → [n, d].
+          variables: its collections, on the host.
+          normalize: scale each embedding to length 1.
+          batch: images per call, over all devices.
+        """
+        placed = devices.on_every_device(variables)
+        mapped = on_rows(embedding(model, normalize=normalize))
+        return cls(lambda images: map_rows(mapped, placed, images, batch))
+
+    @classmethod
+    def from_function(cls, function: Callable[[Any], Any], *, batch: int = 128) -> Embedder:
+        """By any function uint8 [b, h, w, c] → [b, d], of JAX, NumPy or another library.
+
+        It is called with NumPy arrays of `batch` images, the last one filled up by zeros, so that a
+        jitted function is compiled once.
+        """
+
+        def all_of(images: np.ndarray | LazyImages) -> np.ndarray:
+            found = []
+            with Progress("images", len(images)) as progress:
+                for part in batches(images, np.arange(len(images)), batch):
+                    filled = np.zeros((batch, *part.shape[1:]), np.uint8)
+                    filled[: len(part)] = part
+                    found.append(np.asarray(function(filled), np.float32)[: len(part)])
+                    progress.update(len(part))
+            if not found:  # for the width of nothing
+                shape = (batch, *images.shape[1:])
+                found.append(np.asarray(function(np.zeros(shape, np.uint8)), np.float32)[:0])
+            return np.concatenate(found)
+
+        return cls(all_of)
+
+
+def embedding(
+    model: nn.Module, *, normalize: bool = False
+) -> Callable[[dict[str, Any], jax.Array], jax.Array]:
+    """(variables, images uint8 [b, h, w, c]) → float32 [b, d] on one device, for `on_rows`."""
+
+    def embed(variables: dict[str, Any], images: jax.Array) -> jax.Array:
+        scaled = images.astype(jnp.float32) / 255
+        if hasattr(model, "embed"):
+            found: Any = model.apply(variables, scaled, method="embed")
+        else:
+            found = model.apply(variables, scaled).embedding  # type: ignore[union-attr]
+        return unit(found) if normalize else found
+
+    return embed
+
+
+def on_rows(function: Callable[[Any, jax.Array], jax.Array]) -> Callable:
+    """Maps (parameters, [b, …]) → [b, …], each row on its own, for `map_rows`; compiled once.
+
+    Every process gets the results of all
+    """
+    several = jax.process_count() > 1
+
+    def on_all(parameters: Any, part: jax.Array) -> jax.Array:
+        result = function(parameters, part)
+        return jax.lax.all_gather(result, devices.AXIS) if several else result
+
+    return devices.mapped(on_all)
+
+
+def map_rows(
+    function: Callable[[Any, np.ndarray], jax.Array],
+    parameters: Any,
+    rows: np.ndarray | LazyImages,
+    batch: int,
+) -> np.ndarray:
+    """Applies `function(parameters, batch of rows)` to any number of rows, on all
+
+    The last batch is padded to the static shape and only real rows are returned. Rows are read two
+    batches ahead and two batches are in flight, so memory doesn't grow with the rows. Each process
+    reads the rows of its own devices and gets the results of all.
+
+    Args:
+      function: of `on_rows`.
+      parameters: on every device.
+      rows: [n, …] on the host, n ≥ 0, or images that are read when they are needed.
+      batch: rows of one call over all devices; rounded up to a multiple of the
+
+    Returns:
+      [n, …] on the host.
+    """
+    batch = devices.round_up(batch)
+    several = jax.process_count() > 1
+    results: list[np.ndarray] = []
+    pending: list[tuple[jax.Array, int]] = []
+
+    def fetch() -> None:
+        value, real = pending.pop(0)
+        whole = devices.from_first_device(value) if several else np.asarray(value)
+        results.append(whole.reshape(batch, *whole.shape[2:])[:real])
+        progress.update(real)
+
+    steps = max(-(-len(rows) // batch), 1)  # without rows one batch of nothing, for its shape
+    mine = devices.local_share(np.arange(steps * batch).reshape(steps, batch))
+    parts = batches(rows, mine[mine < len(rows)], mine.shape[1])
+    with Progress("images", len(rows)) as progress:
+        for step, numbers in enumerate(mine):
+            part = np.zeros((len(numbers), *rows.shape[1:]), rows.dtype)
+            real = numbers < len(rows)
+            if real.any():
+                part[real] = next(parts)
+            shared = part.reshape(devices.local_count(), -1, *part.shape[1:])
+            pending.append((function(parameters, shared), min(batch, len(rows) - step * batch)))
+            if len(pending) > 1:
+                fetch()
+        fetch()
+    return np.concatenate(results)
+
+
+def applied(
+    function: Callable[[Any, jax.Array], jax.Array],
+    variables: dict[str, Any],
+    images: np.ndarray | LazyImages,
+    batch: int,
+) -> np.ndarray:
+    """`function(variables, images)` of any number of images, on all devices, once."""
+    return map_rows(on_rows(function), devices.on_every_device(variables), images, batch)
+
+
+def save(directory: epath.Path, variables: dict[str, Any], description: dict[str, Any]) -> None:
+    """Leaves a network as `model.safetensors` and `model.json`, for `Embedder.from_run`.
+
+    Args:
+      directory: a run's workdir.
+      variables: all collections of a `Network`, on the host.
+      description: "encoder" (its "name" and keys), "normalize" and "image_shape".
+    """
+    tensors = {
+        name: np.ascontiguousarray(value)
+        for name, value in flatten_dict(variables, sep="/").items()
+    }
+    with replacing(directory / _TENSORS) as file:
+        file.write(safetensors.numpy.save(tensors))
+    write_json(directory / _DESCRIPTION, {"format": 1, **description})
+
+
+def read_tensors(directory: epath.Path) -> dict[str, np.ndarray]:
+    """Collection/…/name → array, of what `save` left.
+
+    Raises:
+      UserError: it isn't there, or is damaged.
+    """
+    path = directory / _TENSORS
+    try:
+        return safetensors.numpy.load(read_bytes(path))
+    except FileNotFoundError:
+        raise UserError(
+            f"{printable(str(path))} is missing; name the workdir of a finished run"
+        ) from None
+    except (OSError, safetensors.SafetensorError, ValueError, KeyError) as error:
+        raise UserError(
+            f"{printable(str(path))} can't be read ({reason(error)}); finish the run again"
+        ) from error
+
+
+def started_from(run: str, params: Any) -> Any:
+    """Initial parameters, those of a finished run in place of all that have its name and shape.
+
+    Args:
+      run: a run's workdir; "" leaves the parameters as they are.
+      params: of a network, on the host.
+
+    Raises:
+      UserError: the run has none of them.
+    """
+    if not run:
+        return params
+    there = read_tensors(as_path(run))
+    flat = flatten_dict(params, sep="/")
+    taken = {
+        name: there[f"params/{name}"]
+        for name, value in flat.items()
+        if f"params/{name}" in there and there[f"params/{name}"].shape == value.shape
+    }
+    if not taken:
+        raise UserError(
+            f"training.init_from is {printable(run)!r}, whose network has no parameter of this "
+            "one's; give the workdir of a run with the same encoder"
+        )
+    say(f"  {len(taken)} of {len(flat)} parameters are those of {printable(run)}")
+    return unflatten_dict(flat | taken, sep="/")
+
+
+def _read_description(directory: epath.Path) -> dict[str, Any]:
+    path = directory / _DESCRIPTION
+    try:
+        found = json.loads(read_bytes(path))
+        shape, encoder = found["image_shape"], found["encoder"]
+        sound = (
+            found["format"] == 1
+            and len(shape) == 3
+            and all(type(side) is int and 0 < side < 2**16 for side in shape)
+            and isinstance(encoder["name"], str)
+            and isinstance(found["normalize"], bool)
+        )
+    except FileNotFoundError:
+        raise UserError(
+            f"{printable(str(path))} is missing; name the workdir of a finished run"
+        ) from None
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+        raise UserError(
+            f"{printable(str(path))} can't be read ({reason(error)}); finish the run again"
+        ) from error
+    if not sound:
+        raise UserError(f"{printable(str(path))} describes no network; finish the run again")
+    return found
+
+
+def _encoder_of(
+    directory: epath.Path, described: dict[str, Any], factory: Callable[..., nn.Module] | None
+) -> nn.Module:
+    """The encoder that a description names, of this package's or by the factory that is given."""
+    name = described["name"]
+    known = {function.__name__: function for function in ENCODERS}
+    factory = factory or known.get(name)
+    if factory is None:
+        raise UserError(
+            f"the encoder {printable(name)!r} of {printable(str(directory))} is not one of this "
+            "package; give the function that makes it: Embedder.from_run(workdir, encoder=…)"
+        )
+    parameters = inspect.signature(factory).parameters
+    keys: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value
+        for key, value in described.items()
+        if key in parameters
+    }
+    given = {"axis_name": None, "dtype": jnp.float32}
+    try:
+        return factory(**keys, **{k: v for k, v in given.items() if k in parameters})
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"the encoder of {printable(str(directory))} can't be built ({reason(error)})"
+        ) from error

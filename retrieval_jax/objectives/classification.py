@@ -1,0 +1,71 @@
+"""The class of each image that has a label: the 2020 report's hint of supervision."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from retrieval_jax.objectives.objective import Loss, Seen, Term, mean_of
+
+
+def cross_entropy(
+    logits: jax.Array, labels: jax.Array, *, label_smoothing: float = 0.0
+) -> jax.Array:
+    """Softmax cross-entropy of each example, in nats.
+
+    Args:
+      logits: float [..., n, classes].
+      labels: int [n] in [0, classes).
+      label_smoothing: share s of the target spread evenly over all classes (Szegedy et al. 2016,
+        "Rethinking the Inception architecture", section 7, arXiv:1512.00567).
+
+    Returns:
+      float [..., n].
+
+    Raises:
+      ValueError: the shapes don't match, or the smoothing is not in [0, 1).
+
+    Example:
+      >>> print(f"{cross_entropy(jnp.zeros((1, 4)), jnp.array([2]))[0]:.4f}")  # log 4
+      1.3863
+    """
+    if logits.ndim < 2 or labels.shape != logits.shape[-2:-1]:
+        raise ValueError(f"logits {logits.shape} don't fit labels {labels.shape}")
+    check_smoothing(label_smoothing)
+    targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), label_smoothing)
+    return optax.softmax_cross_entropy(logits, targets)
+
+
+def check_smoothing(label_smoothing: float) -> None:
+    """Raises a ValueError unless the smoothing is a share.
+
+    Example:
+      >>> check_smoothing(0.1)
+    """
+    if not 0 <= label_smoothing < 1:
+        raise ValueError(f"label_smoothing must be at least 0 and below 1, got {label_smoothing}")
+
+
+def classification(weight: float = 0.0, label_smoothing: float = 0.0) -> Term:
+    """Cross-entropy of the classifier's logits, over the examples that have a label.
+
+    Args:
+      weight: of the cross-entropy in nats.
+      label_smoothing: share of the target spread over all classes.
+
+    Raises:
+      ValueError: the smoothing is out of range.
+    """
+    check_smoothing(label_smoothing)
+
+    def loss(seen: Seen) -> Loss:
+        labels = seen.batch.labels
+        assert seen.outputs.logits is not None
+        # A label that is hidden has no row in the one-hot table; its value is masked.
+        logits = seen.outputs.logits
+        flat = logits.reshape(-1, logits.shape[-1])
+        values = cross_entropy(flat, jnp.tile(labels, len(logits)), label_smoothing=label_smoothing)
+        return mean_of(values.reshape(logits.shape[:2]), seen.batch, labels >= 0)
+
+    return Term(loss, weight, needs=("logits",))
