@@ -65,13 +65,22 @@ def parse(arguments: list[str]) -> tuple[ConfigDict, epath.Path]:
         raise UserError(
             f"stray argument {stray[0]!r}; write --config.key=value with the equals sign"
         )
-    if config is None or workdir is None:
-        missing = "config=FILE" if config is None else "workdir=DIR"
+    named = [argument for argument in line if argument.startswith("--config=")]
+    if not named or workdir is None:
+        missing = "workdir=DIR" if named else "config=CONFIG"
         raise UserError(f"--{missing} is missing; {_HELP}")
-    if not isinstance(config, ConfigDict):  # config_flags' stand-in for a file that isn't there
+    path = named[-1].removeprefix("--config=").partition(":")[0]
+    if not Path(path).is_file():
+        shipped = ", ".join(sorted(path.stem for path in _configs().glob("*.py")))
         raise UserError(
-            "the config file can't be read; give --config=FILE with an existing file, or one of "
-            f"{', '.join(sorted(path.stem for path in _configs().glob('*.py')))}"
+            f"the config {printable(path)!r} isn't there; give an existing file, or one of {shipped}"
+        )
+    from retrieval_jax.config import default
+
+    if not isinstance(config, ConfigDict) or not default().keys() <= config.keys():
+        raise UserError(
+            f"get_config() of {printable(path)!r} must return retrieval_jax.config.default(), with "
+            "what the experiment changes"
         )
     if values["init_from"].value is not None:
         config.training.init_from = values["init_from"].value
