@@ -73,11 +73,11 @@ def parse(arguments: list[str]) -> tuple[ConfigDict, epath.Path]:
     if not Path(path).is_file():
         shipped = ", ".join(sorted(path.stem for path in _configs().glob("*.py")))
         raise UserError(
-            f"the config {printable(path)!r} isn't there; give an existing file, or one of {shipped}"
+            f"the config {printable(path)!r} isn't there; give an existing file or one of {shipped}"
         )
     from retrieval_jax.config import default
 
-    if not isinstance(config, ConfigDict) or not default().keys() <= config.keys():
+    if not isinstance(config, ConfigDict) or not set(default()) <= set(config):
         raise UserError(
             f"get_config() of {printable(path)!r} must return retrieval_jax.config.default(), with "
             "what the experiment changes"
