@@ -341,5 +341,5 @@ def test_mini_batches_name_wrong_arguments():
 
 def test_principal_components_are_orthonormal_whatever_the_points():
     for values in (low_rank(50, 20, 3), np.zeros((50, 20)), 1e30 * np.eye(20), np.ones((3, 1))):
-        basis = np.asarray(pruning._principal_components(as_points(values)))
+        basis = np.asarray(pruning._basis(as_points(values)))
         np.testing.assert_allclose(basis.T @ basis, np.eye(basis.shape[1]), atol=1e-5)
