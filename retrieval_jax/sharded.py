@@ -24,7 +24,7 @@ from retrieval_jax.kmeans.seeding import BLOCK
 from retrieval_jax.numerics.distances import matrix
 from retrieval_jax.ranking import cells as cluster_index
 from retrieval_jax.ranking._tiles import Found, least_of_all
-from retrieval_jax.ranking.neighbours import checked_mask
+from retrieval_jax.ranking.neighbours import checked_labels, checked_mask
 from retrieval_jax.runtime import devices
 
 _ROWS = P(devices.AXIS)
@@ -85,6 +85,8 @@ def nearest(
     k: int,
     *,
     mask: ArrayLike | None = None,
+    query_labels: ArrayLike | None = None,
+    gallery_labels: ArrayLike | None = None,
     **options: Any,
 ) -> ranking.Neighbours:
     """As `retrieval_jax.ranking.nearest`, with the gallery shared by all devices.
@@ -97,6 +99,8 @@ def nearest(
       gallery: [n, d] on the host or anywhere.
       k: neighbours a query, ≥ 1.
       mask: bool [n], the rows that may be found; all of them by default.
+      query_labels: int [q], given with gallery_labels: a query finds rows of its own label alone.
+      gallery_labels: int [n].
       **options: the others of `retrieval_jax.ranking.nearest`, but for `axis_name`.
 
     Returns:
@@ -111,11 +115,14 @@ def nearest(
     """
     mesh, n = devices.mesh(), len(gallery)  # type: ignore[arg-type]
     if mesh.size == 1:
-        return ranking.nearest(queries, gallery, k, mask=mask, **options)
+        labels: Any = {"query_labels": query_labels, "gallery_labels": gallery_labels}
+        return ranking.nearest(queries, gallery, k, mask=mask, **labels, **options)
     mask = np.asarray(checked_mask(mask, n))
     queries = matrix(queries, "queries")
+    of_queries, of_gallery = checked_labels(query_labels, gallery_labels, len(queries), n)
     gallery = matrix(_shared(mesh, _float(gallery), 1), "gallery")
-    return _nearest(mesh, k, tuple(options.items()), queries, gallery, _shared(mesh, mask, 1))
+    rows = gallery, _shared(mesh, mask, 1), _shared(mesh, np.asarray(of_gallery), 1)
+    return _nearest(mesh, k, tuple(options.items()), queries, of_queries, *rows)
 
 
 def search_cells(
@@ -129,7 +136,8 @@ def search_cells(
     """As `retrieval_jax.ranking.cells.search_cells`, with the gallery shared by all devices.
 
     Every device groups its rows by cell and searches them for all queries; the best of all are
-    kept. The neighbours are those of one device.
+    kept. The neighbours are those of one device. With one probe the cells are labels for `nearest`,
+    whose program is compiled for the exhaustive search already.
 
     Args:
       queries: [q, d].
@@ -150,14 +158,16 @@ def search_cells(
       >>> search_cells([[1.5]], [[0]], gallery, [0, 1, 0], centroids, k=2).indices.tolist()
       [[2, 0]]
     """
+    count = len(centroids)  # type: ignore[arg-type]
+    labels = cluster_index.checked_cells(labels, (len(gallery),), count, "labels")  # type: ignore[arg-type]
+    cells = cluster_index.checked_probes(cells, len(queries), count)  # type: ignore[arg-type]
+    if cells.shape[1] == 1:
+        return nearest(queries, gallery, k, query_labels=cells[:, 0], gallery_labels=labels)
     mesh = devices.mesh()
     if mesh.size == 1:
         index = cluster_index.group(gallery, labels, centroids)
         return cluster_index.search_cells(index, queries, cells, k)
     queries, centroids = matrix(queries, "queries"), matrix(centroids, "centroids")
-    count = len(centroids)
-    labels = cluster_index.checked_cells(labels, (len(gallery),), count, "labels")  # type: ignore[arg-type]
-    cells = cluster_index.checked_probes(cells, len(queries), count)
     # A cell of its own for the rows that make the shards equal; nobody searches it.
     centroids = jnp.concatenate([centroids, centroids[:1]])
     gallery = matrix(_shared(mesh, _float(gallery), 1), "gallery")
@@ -210,15 +220,26 @@ def _kmeans(mesh, k, options, key, points, weights, initial) -> single_kmeans.KM
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
-def _nearest(mesh, k, options, queries, gallery, mask) -> ranking.Neighbours:
-    def search(queries, gallery, mask):
+def _nearest(mesh, k, options, queries, of_queries, *rows) -> ranking.Neighbours:
+    def search(queries, of_queries, gallery, mask, of_gallery):
         return ranking.nearest(
-            queries, gallery, k, mask=mask, axis_name=devices.AXIS, **dict(options)
+            queries,
+            gallery,
+            k,
+            mask=mask,
+            query_labels=of_queries,
+            gallery_labels=of_gallery,
+            axis_name=devices.AXIS,
+            **dict(options),
         )
 
     return jax.shard_map(
-        search, mesh=mesh, in_specs=(P(), _ROWS, _ROWS), out_specs=P(), check_vma=False
-    )(queries, gallery, mask)
+        search,
+        mesh=mesh,
+        in_specs=(P(), P(), _ROWS, _ROWS, _ROWS),
+        out_specs=P(),
+        check_vma=False,
+    )(queries, of_queries, *rows)
 
 
 @partial(jax.jit, static_argnums=(0, 1))

@@ -1,4 +1,5 @@
-import json
+import io
+import zipfile
 
 import jax
 import jax.numpy as jnp
@@ -58,7 +59,7 @@ def index():
     return group(GALLERY, LABELS, CENTROIDS)
 
 
-@pytest.mark.parametrize(("k", "probes"), [(3, 3), (70, 1), (70, 3), (70, 7)])
+@pytest.mark.parametrize(("k", "probes"), [(3, 3), (70, 1)])
 def test_the_nearest_rows_of_the_nearest_cells(index, k, probes):
     expected = oracle(QUERIES, nearest_cells(QUERIES, CENTROIDS, probes), GALLERY, LABELS, k)
     assert_found(search(index, QUERIES, k, probes=probes), expected)
@@ -134,7 +135,7 @@ def test_many_features_whatever_the_bounds_can_prove(spread):
     gallery, queries = rows[:1500], rows[1500:]
     labels = np.arange(1500) % 11
     index = group(gallery, labels, gallery[:11])
-    few = float(index.basis.residue[21]) < RESIDUE
+    few = float(index.basis.residue) < RESIDUE
     assert few == (spread != "isotropic")
     cells = np.stack([rng.permutation(11)[:4] for _ in queries])
     expected = oracle(queries, cells, gallery, labels, 30)
@@ -218,7 +219,7 @@ def test_bad_input_is_refused(index, call, sentence):
 
 @pytest.fixture
 def saved(index, tmp_path):
-    path = tmp_path / "gallery.index"
+    path = tmp_path / "gallery.npz"
     index_files.save(path, index)
     return path
 
@@ -227,7 +228,7 @@ def test_saved_and_loaded_bit_for_bit(index, saved):
     for before, after in zip(index[:6], index_files.load(saved)[:6], strict=True):
         assert before.dtype == after.dtype
         np.testing.assert_array_equal(before, after)
-    assert [p.name for p in saved.parent.iterdir()] == ["gallery.index"]
+    assert [p.name for p in saved.parent.iterdir()] == ["gallery.npz"]
 
 
 def refused(path, sentence):
@@ -236,47 +237,60 @@ def refused(path, sentence):
     assert str(path) in str(caught.value)
 
 
+def test_a_path_may_be_text(index, tmp_path):
+    index_files.save(str(tmp_path / "a.npz"), index)
+    np.testing.assert_array_equal(index_files.load(str(tmp_path / "a.npz")).rows, index.rows)
+
+
 def test_damaged_and_foreign_files_are_refused(saved):
     content = saved.read_bytes()
-    length = int.from_bytes(content[8:16], "little")
-    for size in (0, 5, 12):
-        saved.write_bytes(content[:size])
-        refused(saved, "is not one|damaged in its header")
-    saved.write_bytes(content[: 16 + length - 1])
-    refused(saved, "damaged in its header")
-    for changed in (content[:-1], content + b"0", content[: 16 + length]):
-        saved.write_bytes(changed)
-        refused(saved, "cut short or has bytes too many")
-    for place in (16 + length, len(content) // 2, len(content) - 1):
+    for part in (b"", content[:5], content[:-1], content[:-30], content[: len(content) // 2]):
+        saved.write_bytes(part)
+        refused(saved, "is cut short or no index|is damaged")
+    for place in (40, len(content) // 2, content.rindex(b"offsets.npy") - 20):
         saved.write_bytes(content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :])
-        refused(saved, "checksum")
-    np.savez(saved.with_name("a.npz"), a=np.ones(3))
-    refused(saved.with_name("a.npz"), "is not one that")
+        refused(saved, "is damaged")
+    np.savez(saved, a=np.ones(3))
+    refused(saved, "is not one that")
     refused(saved.with_name("none"), "can't be read")
+    with zipfile.ZipFile(saved, "w") as archive:
+        archive.writestr("rows", b"no array")
+    refused(saved, "is damaged")
+    np.savez(saved, rows=np.array([{}], object))  # a pickle
+    refused(saved, "is damaged")
+
+
+def test_claims_of_more_than_the_file_holds_are_refused(saved):
+    np.savez_compressed(saved, rows=np.zeros(10**7))
+    refused(saved, "is damaged")
+    header = io.BytesIO()
+    shape = {"descr": "<f4", "fortran_order": False, "shape": (2**40, 2**20)}
+    np.lib.format.write_array_header_1_0(header, shape)
+    with zipfile.ZipFile(saved, "w") as archive:
+        archive.writestr("rows.npy", header.getvalue() + bytes(64))
+    refused(saved, "is damaged")
 
 
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"version": 2}, "format version 2, not 1"),
-        ({"shapes": {}}, "shapes"),
-        ({"shapes": {"rows": [12, 2000]}}, "shapes"),
-        ({"shapes": {"squares": [1999]}}, "shapes"),
-        ({"shapes": {"offsets": [7]}}, "shapes"),
-        ({"shapes": {"origin": [-12]}}, "shapes"),
-        ({"crc32": "x"}, "checksum"),
+        ({"version": np.int32(1)}, "format version 1, not 2"),
+        ({"version": np.ones(2)}, "is not one that"),
+        ({"rows": None}, "shapes"),
+        ({"more": np.ones(2)}, "shapes"),
+        ({"rows": np.ones((12, 2000), np.float32)}, "shapes"),
+        ({"rows": np.ones((2000, 12))}, "shapes"),
+        ({"squares": np.ones(1999, np.float32)}, "shapes"),
+        ({"offsets": np.ones(7, np.int32)}, "shapes"),
+        ({"origin": np.ones((12, 1), np.float32)}, "shapes"),
+        ({"crc32": np.uint32(5)}, "checksum"),
+        ({"crc32": np.array("x")}, "checksum"),
     ],
 )
-def test_headers_that_do_not_fit_are_refused(saved, change, sentence):
-    content = saved.read_bytes()
-    length = int.from_bytes(content[8:16], "little")
-    header = json.loads(content[16 : 16 + length])
-    for key, value in change.items():
-        header[key] = {**header[key], **value} if value and key == "shapes" else value
-    header = json.dumps(header).encode()
-    saved.write_bytes(
-        content[:8] + len(header).to_bytes(8, "little") + header + content[16 + length :]
-    )
+def test_members_that_do_not_fit_are_refused(saved, change, sentence):
+    with np.load(saved) as members:
+        arrays = dict(members) | change
+    np.savez(saved, **{name: array for name, array in arrays.items() if array is not None})
     refused(saved, sentence)
 
 
@@ -294,7 +308,7 @@ def test_headers_that_do_not_fit_are_refused(saved, change, sentence):
     ],
 )
 def test_values_that_are_no_index_are_refused(index, tmp_path, name, at, value):
-    path = tmp_path / "gallery.index"
+    path = tmp_path / "gallery.npz"
     index_files.save(path, index._replace(**{name: getattr(index, name).at[at].set(value)}))
     refused(path, "no index's")
 
@@ -303,7 +317,7 @@ def test_values_that_are_no_index_are_refused(index, tmp_path, name, at, value):
 def test_values_out_of_order_are_refused(index, tmp_path, name, first):
     values = np.array(getattr(index, name))
     values[[first, first + 1]] = values[[first + 1, first]]
-    path = tmp_path / "gallery.index"
+    path = tmp_path / "gallery.npz"
     index_files.save(path, index._replace(**{name: jnp.asarray(values)}))
     refused(path, "no index's")
 

@@ -247,6 +247,7 @@ def test_bfloat16_points_are_clustered_as_their_float32_values():
     np.testing.assert_array_equal(predict(points, full.centroids), full.labels)
 
 
+@pytest.mark.fast
 def test_transform_equals_float64_distances_far_from_zero():
     points = (1e4 + np.random.default_rng(0).normal(size=(57, 3))).astype(np.float32)
     expected = np.sqrt(squared_distances(points, points[:6]))
@@ -255,11 +256,13 @@ def test_transform_equals_float64_distances_far_from_zero():
         np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
+@pytest.mark.fast
 def test_predict_takes_the_first_of_equal_centroids():
     centroids = np.array([[9, 9], [1, 2], [1, 2], [9, 9]], np.float32)
     assert predict(np.array([[0, 0], [8, 8]]), centroids).tolist() == [1, 0]
 
 
+@pytest.mark.fast
 def test_predict_between_near_centroids_far_from_zero():
     rng = np.random.default_rng(0)
     centroids = (1e4 + rng.normal(size=(6, 3))).astype(np.float32)
@@ -293,13 +296,14 @@ def test_predict_between_near_centroids_far_from_zero():
         ({"initial_centroids": np.full((2, 2), np.nan)}, "initial_centroids must be finite"),
     ],
 )
-@pytest.mark.filterwarnings("ignore:overflow encountered in cast")
+@pytest.mark.fast
 def test_wrong_arguments_are_named(arguments, message):
     valid = {"points": np.arange(8.0).reshape(4, 2), "k": 2}
     with pytest.raises(ValueError, match=message):
         kmeans(KEY, **(valid | arguments))
 
 
+@pytest.mark.fast
 def test_predict_names_wrong_arguments():
     with pytest.raises(ValueError, match="points have 2 features, but centroids have 3"):
         predict(np.zeros((4, 2)), np.zeros((2, 3)))

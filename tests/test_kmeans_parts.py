@@ -59,6 +59,7 @@ def test_moments_are_right_to_rounding_far_from_zero():
     assert float(variance) == pytest.approx(spread, rel=1e-4)
 
 
+@pytest.mark.fast
 def test_unit_rows_of_any_scale():
     rows = np.array([[3, 4], [3e-30, 4e-30], [3e30, 4e30], [0, 0]], np.float32)
     expected = [[0.6, 0.8], [0.6, 0.8], [0.6, 0.8], [0, 0]]
@@ -162,7 +163,7 @@ def lloyd_both_ways(values, weights, start, steps: int, spherical: bool = False)
 
 
 @pytest.mark.parametrize(
-    ("n", "d", "rank", "k"), [(700, 40, 3, 12), (700, 40, 40, 5), (130, 6, 2, 30), (90, 2, 1, 4)]
+    ("n", "d", "rank", "k"), [(700, 40, 40, 5), (130, 6, 2, 30), (90, 2, 1, 4)]
 )
 def test_bounds_change_no_statistics(n, d, rank, k):
     values = low_rank(n, d, rank)
@@ -239,8 +240,9 @@ def sharded(devices: int, **options):
     return jax.jit(mapped)
 
 
-@pytest.mark.parametrize("seeding", ["k-means++", "random"])
-@pytest.mark.parametrize("devices", [1, 2, 3, 8])
+@pytest.mark.parametrize(
+    ("devices", "seeding"), [(1, "k-means++"), (3, "random"), (8, "k-means++")]
+)
 def test_any_number_of_devices_finds_the_same(devices, seeding):
     if devices > len(jax.devices()):
         pytest.skip("fewer devices here")
@@ -325,6 +327,7 @@ def test_a_centroid_that_no_point_is_near_goes_to_a_far_point():
     assert state.centroids.tolist() == [[11.0], [30.0]] and state.mass.tolist() == [3.0, 0.0]
 
 
+@pytest.mark.fast
 def test_mini_batches_name_wrong_arguments():
     with pytest.raises(
         ValueError, match="k must be between 1 and the number of points, 2; it is 3"
@@ -341,5 +344,5 @@ def test_mini_batches_name_wrong_arguments():
 
 def test_principal_components_are_orthonormal_whatever_the_points():
     for values in (low_rank(50, 20, 3), np.zeros((50, 20)), 1e30 * np.eye(20), np.ones((3, 1))):
-        basis = np.asarray(pruning._principal_components(as_points(values)))
+        basis = np.asarray(pruning._basis(as_points(values)))
         np.testing.assert_allclose(basis.T @ basis, np.eye(basis.shape[1]), atol=1e-5)

@@ -10,6 +10,8 @@ from hypothesis.extra import numpy as arrays
 
 from retrieval_jax.numerics.selection import rows_of_true, threshold
 
+pytestmark = pytest.mark.fast
+
 INFINITE = jnp.full(2, jnp.inf)
 jitted = jax.jit(threshold, static_argnums=(2, 3))
 

@@ -7,10 +7,12 @@ from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
-from retrieval_jax.numerics.distances import FULL_PRECISION, over_chunks, unit
+from retrieval_jax.numerics import distances
+from retrieval_jax.numerics.distances import as_array, over_chunks, unit
 
 Carry = TypeVar("Carry")
 
@@ -71,29 +73,16 @@ class Points(NamedTuple):
 
 
 def moments(points: Points) -> tuple[jax.Array, jax.Array]:
-    """The weighted mean [d], and the average over the features of their variance.
+    """The weighted mean [d] of the points, scaled where asked for, and their mean variance."""
+    whole = points._replace(centre=jnp.zeros_like(points.centre))
 
-    The mean is of the rows as `points.prepare` gives them with the centre that points have, and is
-    found twice: a sum of raw values rounds their common offset n times over.
-    """
+    def fold(step: Callable, carry: Any) -> Any:
+        return whole.fold(lambda carry, _, rows, weights: step(carry, rows, weights), carry)
 
-    def sums(shifted: Points) -> tuple[jax.Array, jax.Array, jax.Array]:
-        def add(carry, _, rows, weights):
-            first = jnp.dot(weights, rows, precision=FULL_PRECISION)
-            second = (weights[:, None] * rows**2).sum(0)
-            return carry[0] + first, carry[1] + second, carry[2] + weights.sum()
-
-        zero = jnp.zeros(points.values.shape[1], jnp.float32)
-        return points.total(shifted.fold(add, (zero, zero, jnp.float32(0))))
-
-    first, _, weight = sums(points)
-    mean = points.centre + first / weight
-    rest, squares, _ = sums(points._replace(centre=mean))
-    rest = rest / weight
-    return mean + rest, (squares / weight - rest**2).mean()
+    return distances.moments(fold, points.centre, points.total)
 
 
-def check_weights(weights: ArrayLike | None, n: int, k: int) -> jax.Array:
+def check_weights(weights: ArrayLike | None, n: int, k: int) -> jax.Array | np.ndarray:
     """Returns the weights as float32 [n]; None for 1 each.
 
     Raises:
@@ -105,13 +94,14 @@ def check_weights(weights: ArrayLike | None, n: int, k: int) -> jax.Array:
       [1.0, 0.0, 1.0]
     """
     if weights is None:
-        return jnp.ones(n, jnp.float32)
-    weights = jnp.asarray(weights, jnp.float32)
+        return np.ones(n, np.float32)
+    weights = as_array(weights).astype(np.float32)
     if weights.shape != (n,):
         raise ValueError(f"weights must be one for each of the {n} points, not {weights.shape}.")
     if not isinstance(weights, jax.core.Tracer):
-        if not bool((jnp.isfinite(weights) & (weights >= 0)).all()):
+        on_host = np.asarray(weights)
+        if not (np.isfinite(on_host) & (on_host >= 0)).all():
             raise ValueError("weights must be finite and not negative.")
-        if int((weights > 0).sum()) < k:
+        if (on_host > 0).sum() < k:
             raise ValueError(f"fewer points have a weight above 0 than the {k} that k asks for.")
     return weights

@@ -17,14 +17,13 @@ from jax import lax
 from retrieval_jax.kmeans._passes import Passes, Statistics, no_statistics
 from retrieval_jax.kmeans._points import Points
 from retrieval_jax.kmeans.assignment import least_scores
+from retrieval_jax.numerics.bounds import SAMPLE, principal_basis
 from retrieval_jax.numerics.distances import FULL_PRECISION, over_chunks
 
 # Rows whose distances are taken together where the bounds left them open.
 _TILE = 512
 # Principal components that the bounds are taken in: with the length of the rest and the square, 16.
 _COMPONENTS = 14
-# Rows that the principal components are found from.
-_SAMPLE = 4096
 
 
 def pruned_passes(points: Points, k: int) -> Passes:
@@ -41,7 +40,7 @@ def pruned_passes(points: Points, k: int) -> Passes:
     m (|c' - mean|² - |c - mean|²), and a point that changes its cluster by its gain.
     """
     n, d = points.values.shape
-    basis = _principal_components(points)
+    basis = _basis(points)
     features = _all_features(points, basis)
     every = jnp.arange(n, dtype=jnp.int32), jnp.int32(n)
 
@@ -69,21 +68,11 @@ def pruned_passes(points: Points, k: int) -> Passes:
     return Passes(no_statistics(k, d)._replace(memory=memory), following)
 
 
-def _principal_components(points: Points) -> jax.Array:
-    """An orthonormal basis [d, m] of the directions of most variance, by subspace iteration.
-
-    A sample of the rows will do: a worse basis makes looser bounds, never wrong ones.
-    """
-    n, d = points.values.shape
-    rows = slice(None, None, -(-n // _SAMPLE))
+def _basis(points: Points) -> jax.Array:
+    """An orthonormal basis [d, m] of the directions of most variance, found from a sample."""
+    rows = slice(None, None, -(-len(points.values) // SAMPLE))
     sample = points.prepare(points.values[rows]) * (points.weights[rows] > 0)[:, None]
-    sample /= jnp.maximum(jnp.abs(sample).max(), jnp.finfo(jnp.float32).tiny)  # squares stay finite
-
-    def improve(_, basis: jax.Array) -> jax.Array:
-        return jnp.linalg.qr(points.total(sample.T @ (sample @ basis)))[0]
-
-    start = jax.random.normal(jax.random.key(0), (d, min(_COMPONENTS, d)))
-    return lax.fori_loop(0, 4, improve, start)
+    return principal_basis(sample, jnp.zeros_like(points.centre), _COMPONENTS, points.total).vectors
 
 
 def _features(rows: jax.Array, basis: jax.Array) -> jax.Array:

@@ -2,12 +2,11 @@
 
 References:
   H. W. Kuhn, "The Hungarian method for the assignment problem", Naval Research Logistics, 1955.
-  R. Jonker and A. Volgenant, "A shortest augmenting path algorithm for dense and sparse linear
-    assignment problems", Computing, 1987.
   C. Manning, P. Raghavan and H. Schütze, "Introduction to Information Retrieval", chapter 16, 2008.
 """
 
 import numpy as np
+from scipy.optimize import linear_sum_assignment
 
 from retrieval_jax.metrics.contingency import counted
 
@@ -80,40 +79,5 @@ def optimal_matching(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
       ([0, 1], [1, 0])
     """
     table, _ = counted(table)
-    if len(table) <= table.shape[1]:
-        return np.arange(len(table)), _cheapest(-table)
-    classes = _cheapest(-table.T)
-    order = np.argsort(classes)
-    return classes[order], order
-
-
-def _cheapest(cost: np.ndarray) -> np.ndarray:
-    """The column [r] of each row of integer costs [r, c], r ≤ c, of the least sum.
-
-    Rows join one by one: a shortest path over reduced costs, of which no cell is below 0 and no
-    matched one above, frees a column for each and moves the rows met on the way.
-    """
-    rows, columns = cost.shape
-    column_of, row_of = np.full(rows, -1), np.full(columns, -1)
-    row_price, column_price = np.zeros(rows, np.int64), np.zeros(columns, np.int64)
-    unreached = np.iinfo(np.int64).max
-    for row in range(rows):
-        distance = np.full(columns, unreached)
-        before, final = np.empty(columns, np.int64), np.zeros(columns, bool)
-        here, length = row, 0
-        while here >= 0:
-            through = length + cost[here] - row_price[here] - column_price
-            shorter = through < distance
-            distance[shorter], before[shorter] = through[shorter], here
-            column = np.where(final, unreached, distance).argmin()
-            length, here = distance[column], row_of[column]
-            final[column] = True
-        met = final & (row_of >= 0)
-        row_price[row] += length
-        row_price[row_of[met]] += length - distance[met]
-        column_price[met] -= length - distance[met]
-        while here != row:
-            here = before[column]
-            row_of[column] = here
-            column_of[here], column = column, column_of[here]
-    return column_of
+    classes, clusters = linear_sum_assignment(table, maximize=True)
+    return classes, clusters

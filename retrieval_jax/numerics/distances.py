@@ -1,10 +1,11 @@
 """What k-means and ranking share: checked matrices, rows in chunks, distances in full float32."""
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
@@ -25,13 +26,31 @@ def matrix(values: ArrayLike, name: str) -> jax.Array:
       >>> matrix([[1, 2], [3, 4], [5, 6]], "points").shape
       (3, 2)
     """
-    kept = getattr(values, "dtype", None) == jnp.bfloat16
-    array = jnp.asarray(values, jnp.bfloat16 if kept else jnp.float32)
+    array = as_array(values)
+    with np.errstate(over="ignore"):  # what becomes infinite is refused below
+        array = array if array.dtype == jnp.bfloat16 else array.astype(np.float32)
     if array.ndim != 2 or 0 in array.shape:
         raise ValueError(f"{name} must be a non-empty [n, d] array; the shape is {array.shape}.")
-    if not isinstance(array, jax.core.Tracer) and not bool(jnp.isfinite(array).all()):
+    # On the host NumPy looks at them: each little operation on a device would be compiled first.
+    finite = np.isfinite(array).all() if isinstance(array, np.ndarray) else _finite(array)
+    if not isinstance(finite, jax.core.Tracer) and not finite:
         raise ValueError(f"{name} must be finite in float32, but some values are NaN or infinite.")
-    return array
+    return jnp.asarray(array)
+
+
+def as_array(values: ArrayLike) -> jax.Array | np.ndarray:
+    """The values where they are: an array of JAX, or else of NumPy.
+
+    Example:
+      >>> type(as_array([1, 2])).__name__
+      'ndarray'
+    """
+    return values if isinstance(values, jax.Array) else np.asarray(values)
+
+
+@jax.jit
+def _finite(array: jax.Array) -> jax.Array:
+    return jnp.isfinite(array).all()
 
 
 def over_chunks(
@@ -61,28 +80,43 @@ def over_chunks(
     return lax.fori_loop(0, -(-n // chunk), body, carry)
 
 
-def moments(points: jax.Array, chunk: int) -> tuple[jax.Array, jax.Array]:
-    """The mean [d] of points [n, d] and the average over the features of their variance.
+def moments(
+    fold: Callable[[Callable, Any], Any],
+    start: jax.Array,
+    total: Callable[[Any], Any] = lambda tree: tree,
+) -> tuple[jax.Array, jax.Array]:
+    """The weighted mean [d] of rows, and the average over the features of their variance.
 
-    Right to float32 rounding however far the points are from 0.
+    Right to float32 rounding however far the rows are from 0: a sum of raw values would round their
+    common offset n times over, so that the mean is found twice.
+
+    Args:
+      fold: folds step(carry, rows [c, d], weights [c]) over all chunks of rows.
+      start: float32 [d], anything near the rows, or 0.
+      total: sums over the devices that share the rows.
 
     Example:
-      >>> mean, variance = moments(jnp.array([[9999.0], [10000.0], [10001.0], [10000.0]]), chunk=3)
+      >>> rows = jnp.array([[9999.0], [10000.0], [10001.0], [10000.0]])
+      >>> mean, variance = moments(lambda step, carry: step(carry, rows, jnp.ones(4)), jnp.zeros(1))
       >>> mean.tolist(), float(variance)
       ([10000.0], 0.5)
     """
 
-    def total(of: Callable[[jax.Array], jax.Array]) -> jax.Array:
-        def add(sums: jax.Array, _: jax.Array, rows: jax.Array, new: jax.Array) -> jax.Array:
-            return sums + jnp.where(new[:, None], of(rows), 0).sum(0)
+    def sums(about: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        def add(carry, rows, weights):
+            rows = rows - about
+            first = jnp.dot(weights, rows, precision=FULL_PRECISION)
+            second = (weights[:, None] * rows**2).sum(0)
+            return carry[0] + first, carry[1] + second, carry[2] + weights.sum()
 
-        return over_chunks(points, chunk, add, jnp.zeros(points.shape[1], jnp.float32))
+        zero = jnp.zeros_like(start)
+        return total(fold(add, (zero, zero, jnp.float32(0))))
 
-    # A sum of raw values would round their common offset n times over: take it off first.
-    first = points[0].astype(jnp.float32)
-    mean = first + total(lambda rows: rows - first) / points.shape[0]
-    variance = total(lambda rows: (rows - mean) ** 2) / points.shape[0]
-    return mean, variance.mean()
+    first, _, weight = sums(start)
+    mean = start + first / weight
+    rest, squares, _ = sums(mean)
+    rest = rest / weight
+    return mean + rest, (squares / weight - rest**2).mean()
 
 
 def centre(points: jax.Array, chunk: int) -> jax.Array:
@@ -95,7 +129,14 @@ def centre(points: jax.Array, chunk: int) -> jax.Array:
       >>> centre(jnp.array([[9998.0], [10000.0], [10003.0]]), chunk=3).tolist()
       [10000.0]
     """
-    mean, variance = moments(points, chunk)
+
+    def fold(step: Callable, carry: Any) -> Any:
+        def body(carry, _, rows, new):
+            return step(carry, rows, new.astype(jnp.float32))
+
+        return over_chunks(points, chunk, body, carry)
+
+    mean, variance = moments(fold, points[0].astype(jnp.float32))
     _, exponent = jnp.frexp(jnp.sqrt(variance))
     step = jnp.ldexp(jnp.ones_like(variance), exponent - 1)
     return jnp.round(mean / step) * step

@@ -12,13 +12,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from retrieval_jax.numerics.bounds import Basis
 from retrieval_jax.numerics.distances import FULL_PRECISION
-from retrieval_jax.numerics.networks import sort_keys
-from retrieval_jax.ranking._costs import Basis, bounds
+from retrieval_jax.numerics.selection import sort_keys
+from retrieval_jax.ranking._costs import bounds
 
-# With the three features of the bounds a multiple of 16, which vectors are made of: of embeddings
-# they let through 118 rows for 100 neighbours at most, 21 components 133.
-_COMPONENTS = 29
 # Rows whose least bound stands for them in the first stage of the selection.
 GROUP = 8
 # Tiles (queries of a block) in one batched product: less overhead, and still in cache.
@@ -48,7 +46,7 @@ def block_bounds(rows: jax.Array, offsets: jax.Array, basis: Basis) -> jax.Array
       float32 [blocks, features, width]; the bounds of places without a row are infinite.
 
     Example:
-      >>> basis = Basis(jnp.zeros(2), jnp.eye(2), jnp.zeros(3))
+      >>> basis = Basis(jnp.zeros(2), jnp.eye(2), jnp.zeros(()))
       >>> block_bounds(jnp.ones((3, 2)), jnp.array([0, 1, 3]), basis).shape
       (2, 5, 8)
     """
@@ -57,12 +55,11 @@ def block_bounds(rows: jax.Array, offsets: jax.Array, basis: Basis) -> jax.Array
     width = max(min(n // cells, 512), n // 2**14, 1)
     width = -(-width // GROUP) * GROUP
     blocks = blocks_of(offsets, width, n // width + cells)
-    components = min(_COMPONENTS, rows.shape[1])
-    empty = jnp.zeros((len(blocks.end), components + 3, width), jnp.float32)
+    empty = jnp.zeros((len(blocks.end), basis.vectors.shape[1] + 3, width), jnp.float32)
 
     def fill(b: jax.Array, out: jax.Array) -> jax.Array:
         at = blocks.begin[b] + jnp.arange(width)
-        features, _ = bounds(rows.at[at].get(mode="clip"), basis, components, "euclidean")
+        features, _ = bounds(rows.at[at].get(mode="clip"), basis, "euclidean")
         inside = at < blocks.end[b]
         features = jnp.where(inside[:, None], features, 0)
         features = features.at[:, -2].set(jnp.where(inside, features[:, -2], jnp.inf))
@@ -88,7 +85,7 @@ def blocks_of(offsets: jax.Array, width: int, most: int) -> Blocks:
 
 def few_bounds(index, blocks: Blocks, queries: jax.Array) -> Bound:
     """Bounds in a few principal components, for queries [c, d] less the origin."""
-    _, asked = bounds(queries, index.basis, index.features.shape[1] - 3, "euclidean")
+    _, asked = bounds(queries, index.basis, "euclidean")
 
     def bound(block, number):
         return _products(asked[number], index.features[block])

@@ -14,8 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from retrieval_jax.numerics.distances import over_chunks
-from retrieval_jax.numerics.networks import in_order, smallest
-from retrieval_jax.numerics.selection import pick, rows_of_true, threshold
+from retrieval_jax.numerics.selection import in_order, pick, rows_of_true, smallest, threshold
 from retrieval_jax.ranking import Neighbours
 from retrieval_jax.ranking._cell_bounds import (
     GROUP,
@@ -82,7 +81,7 @@ def scan(index, queries: jax.Array, cells: jax.Array, k: int) -> Neighbours:
     none = Neighbours(jnp.zeros(shape, jnp.int32), jnp.zeros(shape, jnp.float32))
     state = none, jnp.zeros(len(queries), bool)
     for wanted, bound in (
-        (index.basis.residue[index.features.shape[1] - 3] < RESIDUE, few_bounds),
+        (index.basis.residue < RESIDUE, few_bounds),
         (True, all_bounds),
     ):
         state = lax.cond(

@@ -1,41 +1,38 @@
-"""A `ClusterIndex` as one file: plain arrays behind a header that names them and their checksum.
+"""A `ClusterIndex` as one .npz of plain arrays, a format version and a checksum.
 
-The file is b"RJXINDEX", the length of the header (8 bytes, little-endian), the header (JSON: format
-version, shape of each array in the order of `ClusterIndex`, CRC-32 of their bytes) and the arrays,
-little-endian and in C order. What follows from the others (basis, features) is not in it: it is
-made anew, and no file can break a search with bounds that are none. Nothing in it is ever run.
+What follows from the other arrays (basis, features) is not in it: it is worked out when the file is
+read, so that no file can break a search with bounds that are none. Nothing in it is ever run.
 """
 
-import json
-import math
-import zlib
-from pathlib import Path
+import io
+import zipfile
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 
 from retrieval_jax.ranking.cells import ClusterIndex, completed
-from retrieval_jax.runtime.errors import UserError
-from retrieval_jax.runtime.files import replacing
+from retrieval_jax.runtime.errors import UserError, reason
+from retrieval_jax.runtime.files import checksum, read_bytes, write_arrays
 
-_MAGIC = b"RJXINDEX"
-_VERSION = 1
-# Of each field that all others follow from: its type and its number of dimensions.
-_FIELDS = {
-    "centroids": ("<f4", 2),
-    "origin": ("<f4", 1),
-    "rows": ("<f4", 2),
-    "squares": ("<f4", 1),
-    "indices": ("<i4", 1),
-    "offsets": ("<i4", 1),
+_VERSION = 2  # 1 was no .npz
+# Of each field that all others follow from: its type and its dimensions.
+_FIELDS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "centroids": ("<f4", ("cells", "d")),
+    "origin": ("<f4", ("d",)),
+    "rows": ("<f4", ("n", "d")),
+    "squares": ("<f4", ("n",)),
+    "indices": ("<i4", ("n",)),
+    "offsets": ("<i4", ("cells + 1",)),
 }
 
 
-def save(path: Path, index: ClusterIndex) -> None:
+def save(path: epath.PathLike, index: ClusterIndex) -> None:
     """Writes an index to a file, whole or not at all; one that is there is replaced.
 
     Args:
-      path: the file.
+      path: the file, here or on gs://.
       index: `ClusterIndex`.
 
     Raises:
@@ -44,98 +41,84 @@ def save(path: Path, index: ClusterIndex) -> None:
     Example:
       >>> import tempfile
       >>> from retrieval_jax.ranking.cells import group
-      >>> path = Path(tempfile.mkdtemp()) / "gallery.index"
+      >>> path = tempfile.mkdtemp() + "/gallery.npz"
       >>> save(path, group([[0.0], [9.0], [1.0]], [0, 1, 0], [[0.5], [9.0]]))
       >>> load(path).offsets.tolist()
       [0, 2, 3]
     """
-    arrays = [
-        np.ascontiguousarray(array, kind)
-        for array, (kind, _) in zip(index[: len(_FIELDS)], _FIELDS.values(), strict=True)
-    ]
-    checksum = 0
-    for array in arrays:
-        checksum = zlib.crc32(array.data, checksum)
-    header = json.dumps(
-        {
-            "version": _VERSION,
-            "shapes": {name: a.shape for name, a in zip(_FIELDS, arrays, strict=True)},
-            "crc32": checksum,
-        }
-    ).encode()
-    with replacing(path) as file:
-        file.write(_MAGIC + len(header).to_bytes(8, "little") + header)
-        for array in arrays:
-            file.write(array.data)
+    arrays = {
+        name: np.asarray(getattr(index, name)).astype(kind) for name, (kind, _) in _FIELDS.items()
+    }
+    crc32 = np.uint32(checksum(list(arrays.values())))
+    write_arrays(epath.Path(path), version=np.int32(_VERSION), crc32=crc32, **arrays)
 
 
-def load(path: Path) -> ClusterIndex:
+def load(path: epath.PathLike) -> ClusterIndex:
     """Reads an index that `save` wrote, bit for bit (but for rounding of basis and features).
 
     Args:
-      path: the file.
+      path: the file, here or on gs://.
 
     Returns:
       `ClusterIndex`.
 
     Raises:
-      UserError: the file cannot be read, is not such a file, is of a newer format, cut short,
-        damaged, or holds arrays that are not an index.
+      UserError: the file cannot be read, is not such a file, is of another format version, cut
+        short, damaged, or holds arrays that are not an index.
     """
+
+    def refusal(fault: str) -> UserError:
+        return UserError(f"the index file {str(path)!r} {fault}")
+
     try:
-        content = path.read_bytes()
+        content = read_bytes(epath.Path(path))
     except OSError as error:
-        raise _refusal(path, f"can't be read ({error.strerror}); give the path of one") from error
-    start = len(_MAGIC) + 8
-    if content[: len(_MAGIC)] != _MAGIC:
-        raise _refusal(path, "is not one that this program wrote; give the path of one")
-    end = start + int.from_bytes(content[len(_MAGIC) : start], "little")
+        raise refusal(f"can't be read ({reason(error)}); give the path of one") from error
+    if not zipfile.is_zipfile(io.BytesIO(content)):
+        raise refusal("is cut short or no index; copy it again or give the path of one")
     try:
-        header = json.loads(content[start:end])
-        version, shapes, checksum = header["version"], header["shapes"], header["crc32"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise _refusal(path, "is damaged in its header; make it anew") from error
+        arrays = _members(content)
+    except Exception as error:  # a zip and its .npy headers can be wrong in a dozen ways
+        raise refusal("is damaged; copy it again or build the index again") from error
+    version, crc32 = arrays.pop("version", None), arrays.pop("crc32", None)
+    if version is None or crc32 is None or version.shape or crc32.shape:
+        raise refusal("is not one that this program wrote; give the path of one")
     if version != _VERSION:
-        raise _refusal(
-            path,
-            f"has format version {version!r}, not {_VERSION}; read it with the version of "
-            "retrieval_jax that wrote it, or make it anew",
+        raise refusal(
+            f"has format version {version}, not {_VERSION}; read it with the version of "
+            "retrieval_jax that wrote it, or build the index again"
         )
-    if not _sound_shapes(shapes):
-        raise _refusal(path, "has arrays of shapes that do not fit one another; make it anew")
-    if len(content) != end + sum(4 * math.prod(shapes[name]) for name in _FIELDS):
-        raise _refusal(path, "is cut short or has bytes too many; copy it again or make it anew")
-    if zlib.crc32(memoryview(content)[end:]) != checksum:
-        raise _refusal(path, "is damaged (its checksum is wrong); copy it again or make it anew")
-    arrays = {}
-    for name, (kind, _) in _FIELDS.items():
-        size = math.prod(shapes[name])
-        arrays[name] = np.frombuffer(content, kind, size, end).reshape(shapes[name])
-        end += 4 * size
+    if not _sound_shapes(arrays):
+        raise refusal("has arrays of types or shapes that do not fit; build the index again")
+    if checksum([arrays[name] for name in _FIELDS]) != crc32:
+        raise refusal("is damaged (its checksum is wrong); copy it again or build the index again")
     if not _sound_values(arrays):
-        raise _refusal(path, "holds values that are no index's; make it anew")
-    return completed(**{name: jnp.asarray(array) for name, array in arrays.items()})
+        raise refusal("holds values that are no index's; build the index again")
+    return completed(**{name: jnp.asarray(arrays[name]) for name in _FIELDS})
 
 
-def _refusal(path: Path, fault: str) -> UserError:
-    return UserError(f"the index file {str(path)!r} {fault}")
+def _members(content: bytes) -> dict[str, np.ndarray]:
+    """The arrays of an .npz; nothing is made larger than the file, and nothing is unpickled."""
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        if sum(member.file_size for member in archive.infolist()) > len(content):
+            raise ValueError("members that are larger than the file")
+    with np.load(io.BytesIO(content), allow_pickle=False) as members:
+        arrays: dict[str, Any] = {name: members[name] for name in members.files}
+    if not all(isinstance(array, np.ndarray) for array in arrays.values()):
+        raise ValueError("a member that is no array")
+    return arrays
 
 
-def _sound_shapes(shapes: dict) -> bool:
-    if not isinstance(shapes, dict) or shapes.keys() != _FIELDS.keys():
+def _sound_shapes(arrays: dict[str, np.ndarray]) -> bool:
+    if arrays.keys() != _FIELDS.keys():
         return False
-    for name, (_, dimensions) in _FIELDS.items():
-        shape = shapes[name]
-        if not isinstance(shape, list) or len(shape) != dimensions:
-            return False
-        if not all(type(size) is int and size > 0 for size in shape):
-            return False
-    (cells, d), (n, width) = shapes["centroids"], shapes["rows"]
-    return (
-        width == d
-        and shapes["origin"] == [d]
-        and shapes["squares"] == shapes["indices"] == [n]
-        and shapes["offsets"] == [cells + 1]
+    if any(arrays[name].ndim != len(axes) for name, (_, axes) in _FIELDS.items()):
+        return False
+    (cells, d), n = arrays["centroids"].shape, len(arrays["rows"])
+    sizes = {"cells": cells, "d": d, "n": n, "cells + 1": cells + 1}
+    return min(cells, d, n) > 0 and all(
+        arrays[name].dtype == kind and arrays[name].shape == tuple(sizes[axis] for axis in axes)
+        for name, (kind, axes) in _FIELDS.items()
     )
 
 

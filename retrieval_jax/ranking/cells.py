@@ -16,12 +16,15 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
 from retrieval_jax.kmeans import kmeans, predict
+from retrieval_jax.numerics.bounds import Basis
 from retrieval_jax.numerics.distances import (
     FULL_PRECISION,
+    as_array,
     centre,
     matrix,
     over_chunks,
@@ -30,7 +33,7 @@ from retrieval_jax.numerics.distances import (
 from retrieval_jax.ranking import Neighbours
 from retrieval_jax.ranking._cell_bounds import block_bounds
 from retrieval_jax.ranking._cell_search import scan
-from retrieval_jax.ranking._costs import Basis, find_basis
+from retrieval_jax.ranking._costs import find_basis
 
 
 class ClusterIndex(NamedTuple):
@@ -210,7 +213,7 @@ def search_cells(index: ClusterIndex, queries: ArrayLike, cells: ArrayLike, k: i
     return scan(index, queries, cells, k)
 
 
-def checked_probes(cells: ArrayLike, queries: int, count: int) -> jax.Array:
+def checked_probes(cells: ArrayLike, queries: int, count: int) -> jax.Array | np.ndarray:
     """The cells as int32 [queries, probes], out of `count`.
 
     Raises:
@@ -220,13 +223,14 @@ def checked_probes(cells: ArrayLike, queries: int, count: int) -> jax.Array:
       >>> checked_probes([[1, 0]], 1, 2).tolist()
       [[1, 0]]
     """
-    cells = jnp.asarray(cells)
+    cells = as_array(cells)
     if cells.ndim != 2 or len(cells) != queries or cells.shape[1] < 1:
         raise ValueError(f"cells must have a row for each query; their shape is {cells.shape}.")
     cells = checked_cells(cells, cells.shape, count, "cells")
-    ordered = jnp.sort(cells, 1)
-    if not isinstance(cells, jax.core.Tracer) and bool((ordered[:, 1:] == ordered[:, :-1]).any()):
-        raise ValueError("cells must name no cell twice for the same query.")
+    if not isinstance(cells, jax.core.Tracer):
+        ordered = np.sort(np.asarray(cells), 1)
+        if (ordered[:, 1:] == ordered[:, :-1]).any():
+            raise ValueError("cells must name no cell twice for the same query.")
     return cells
 
 
@@ -235,7 +239,9 @@ def _check_neighbours(k: int) -> None:
         raise ValueError(f"k must be at least 1; it is {k}.")
 
 
-def checked_cells(values: ArrayLike, shape: tuple[int, ...], cells: int, name: str) -> jax.Array:
+def checked_cells(
+    values: ArrayLike, shape: tuple[int, ...], cells: int, name: str
+) -> jax.Array | np.ndarray:
     """The numbers of cells as int32 of the shape.
 
     Raises:
@@ -245,14 +251,14 @@ def checked_cells(values: ArrayLike, shape: tuple[int, ...], cells: int, name: s
       >>> checked_cells([0, 1, 0], (3,), 2, "labels").tolist()
       [0, 1, 0]
     """
-    values = jnp.asarray(values)
+    values = as_array(values)
     if values.shape != shape or not jnp.issubdtype(values.dtype, jnp.integer):
         raise ValueError(
             f"{name} must be integers of shape {shape}; they are {values.dtype} {values.shape}."
         )
     if not isinstance(values, jax.core.Tracer) and bool(((values < 0) | (values >= cells)).any()):
         raise ValueError(f"{name} must be in 0..{cells - 1}, the centroids there are.")
-    return values.astype(jnp.int32)
+    return values.astype(np.int32)
 
 
 @jax.jit

@@ -4,9 +4,10 @@ from typing import Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
-from retrieval_jax.numerics.distances import matrix
+from retrieval_jax.numerics.distances import as_array, matrix
 
 Metric = Literal["euclidean", "sqeuclidean", "cosine", "inner_product"]
 
@@ -109,7 +110,7 @@ def check_options(queries: int, gallery: int, metric: str, exclude_self: bool) -
         )
 
 
-def checked_mask(mask: ArrayLike | None, n: int) -> jax.Array:
+def checked_mask(mask: ArrayLike | None, n: int) -> jax.Array | np.ndarray:
     """The mask as bool [n], all True for None.
 
     Raises:
@@ -119,11 +120,34 @@ def checked_mask(mask: ArrayLike | None, n: int) -> jax.Array:
       >>> checked_mask(None, 2).tolist()
       [True, True]
     """
-    if mask is None:
-        return jnp.ones(n, bool)
-    mask = jnp.asarray(mask)
+    mask = np.ones(n, bool) if mask is None else as_array(mask)
     if mask.shape != (n,) or mask.dtype != bool:
         raise ValueError(
             f"mask must be {n} booleans, one a gallery row; it is {mask.dtype} {mask.shape}."
         )
     return mask
+
+
+def checked_labels(
+    of_queries: ArrayLike | None, of_gallery: ArrayLike | None, q: int, n: int
+) -> tuple[jax.Array | np.ndarray, jax.Array | np.ndarray]:
+    """The labels as int32 [q] and [n], all 0 for None.
+
+    Raises:
+      ValueError: another shape or type, or one without the other.
+
+    Example:
+      >>> [labels.tolist() for labels in checked_labels(None, None, 1, 2)]
+      [[0], [0, 0]]
+    """
+    if of_queries is None and of_gallery is None:
+        return np.zeros(q, np.int32), np.zeros(n, np.int32)
+    if of_queries is None or of_gallery is None:
+        raise ValueError("query_labels and gallery_labels must be given together.")
+    labels = as_array(of_queries), as_array(of_gallery)
+    for name, array, count in zip(("query", "gallery"), labels, (q, n), strict=True):
+        if array.shape != (count,) or not np.issubdtype(array.dtype, np.integer):
+            raise ValueError(
+                f"{name}_labels must be {count} integers; they are {array.dtype} {array.shape}."
+            )
+    return labels[0].astype(np.int32), labels[1].astype(np.int32)

@@ -15,6 +15,7 @@ from retrieval_jax.ranking.neighbours import (
     Neighbours,
     check_options,
     check_sizes,
+    checked_labels,
     checked_mask,
 )
 
@@ -74,11 +75,12 @@ def nearest_streamed(
             np.pad(host_mask[start : start + size], (0, pad))
         )
 
+    labels = checked_labels(None, None, len(queries), size)
     shape = (len(queries), k)
     found = Found(jnp.full(shape, jnp.inf, jnp.float32), jnp.full(shape, -1, jnp.int32))
     tile = upload(0)
     for start in range(0, n, size):
-        found = _add(found, queries, *tile, jnp.int32(start), setting)
+        found = _add(found, queries, *tile, labels, np.int32(start), setting)
         if start + size < n:
             tile = upload(start + size)
         # Waiting here keeps a third tile from being uploaded.
@@ -86,8 +88,8 @@ def nearest_streamed(
     return Neighbours(found.indices, as_distances(found.costs, metric))
 
 
-@partial(jax.jit, static_argnums=5)
-def _add(found, queries, rows, mask, first, setting) -> Found:
-    here = search(queries, rows, mask, first, setting)
+@partial(jax.jit, static_argnums=6)
+def _add(found, queries, rows, mask, labels, first, setting) -> Found:
+    here = search(queries, rows, mask, labels, first, setting)
     both = [jnp.concatenate(pair, 1) for pair in zip(found, here, strict=True)]
     return least(Found(*both), setting.k)
