@@ -8,9 +8,9 @@ TPU    := .venv-tpu
 .PHONY: run test check bench chaos tpu-check format clean
 
 run: $(VENV)/installed
-	$(BIN)/python -m retrieval_jax.main --config=configs/quickstart.py:vanilla --workdir=$(RUNS)/vanilla
-	$(BIN)/python -m retrieval_jax.main --config=configs/quickstart.py:hint --workdir=$(RUNS)/hint
-	$(BIN)/python -m retrieval_jax.report.compare $(RUNS)/vanilla $(RUNS)/hint --output $(RUNS)
+	$(BIN)/python -m retrieval_jax run --config=configs/quickstart.py:vanilla --workdir=$(RUNS)/vanilla
+	$(BIN)/python -m retrieval_jax run --config=configs/quickstart.py:hint --workdir=$(RUNS)/hint
+	$(BIN)/python -m retrieval_jax compare $(RUNS)/vanilla $(RUNS)/hint --output $(RUNS)
 	@echo "reports: $(RUNS)/vanilla/report.html $(RUNS)/hint/report.html"
 
 test: check

@@ -21,7 +21,7 @@ from retrieval_jax.data.stream import batches
 from retrieval_jax.models import Network
 from retrieval_jax.models.encoders import ENCODERS
 from retrieval_jax.numerics.distances import unit
-from retrieval_jax.runtime import devices
+from retrieval_jax.runtime import devices, hosts
 from retrieval_jax.runtime.errors import UserError, printable, reason
 from retrieval_jax.runtime.files import as_path, read_bytes, replacing, write_json
 from retrieval_jax.runtime.progress import Progress, say
@@ -290,7 +290,8 @@ def started_from(run: str, params: Any) -> Any:
     """
     if not run:
         return params
-    there = read_tensors(as_path(run))
+    there = hosts.arrays_from_first(read_tensors(as_path(run)) if hosts.is_first() else None)
+    assert there is not None
     flat = flatten_dict(params, sep="/")
     taken = {
         name: there[f"params/{name}"]

@@ -1,11 +1,17 @@
-"""Runs one experiment from its config file.
+"""The command `retrieval-jax`, also `python -m retrieval_jax`.
 
-    python -m retrieval_jax.main --config=FILE --workdir=DIR [--config.key=value …]
+    retrieval-jax run --config=CONFIG --workdir=DIR [--config.key=value …]
+    retrieval-jax report DIR
+    retrieval-jax compare DIR DIR … [--output DIR]
 
-FILE is a Python file with `get_config()`; `retrieval_jax/config.py` declares every key. The run
-leaves everything in DIR, a directory or gs://BUCKET/DIRECTORY, and the same command goes on after
-an interruption; SIGTERM saves and ends with exit code 75. Bad input ends with one sentence on
-standard error and exit code 2.
+run      does an experiment and leaves everything in DIR, a directory or gs://BUCKET/DIRECTORY. The
+         same command goes on after an interruption; SIGTERM saves and ends with exit code 75.
+         CONFIG is a Python file with `get_config()`, or the name of one that comes along, such as
+         quickstart:hint. `retrieval-jax run --help` lists every key.
+report   makes the figures and the page of a finished run again.
+compare  sets finished runs side by side.
+
+Bad input ends with one sentence on standard error and exit code 2.
 """
 
 from __future__ import annotations
@@ -13,14 +19,17 @@ from __future__ import annotations
 import os
 import sys
 import time
+from pathlib import Path
 
 from absl import flags, logging
 from etils import epath
 from ml_collections import ConfigDict, config_flags
 
-from retrieval_jax.runtime.errors import Interrupted, UserError
+from retrieval_jax.runtime.errors import Interrupted, UserError, printable
 from retrieval_jax.runtime.files import as_path
 from retrieval_jax.runtime.interruption import INTERRUPTED, MESSAGE, Interruption
+
+_HELP = "see retrieval-jax run --help for every key"
 
 
 def parse(arguments: list[str]) -> tuple[ConfigDict, epath.Path]:
@@ -30,22 +39,22 @@ def parse(arguments: list[str]) -> tuple[ConfigDict, epath.Path]:
       UserError: a sentence on what is wrong with the command line or the config file.
     """
     values = flags.FlagValues()
-    line = ["main", *arguments]
+    line = ["main", *map(_with_shipped_config, arguments)]
     config_flags.DEFINE_config_file(
         "config", None, "The config file.", flag_values=values, sys_argv=line
     )
     flags.DEFINE_string("workdir", None, "Where the run leaves everything.", flag_values=values)
+    flags.DEFINE_string(
+        "init_from", None, "Short for --config.training.init_from.", flag_values=values
+    )
     try:
         stray = values(line)[1:]
         config, workdir = values["config"].value, values["workdir"].value
     except flags.Error as error:
-        raise UserError(
-            f"{_sentence(error)}; retrieval_jax/config.py declares every key"
-        ) from error
+        raise UserError(f"{_sentence(error)}; {_HELP}") from error
     except (KeyError, AttributeError) as error:  # how ml_collections refuses an undeclared key
         raise UserError(
-            f"the config names what isn't there: {_sentence(error)} "
-            "(retrieval_jax/config.py declares every key)"
+            f"the config names what isn't there: {_sentence(error)} ({_HELP})"
         ) from error
     except UserError:
         raise
@@ -56,18 +65,32 @@ def parse(arguments: list[str]) -> tuple[ConfigDict, epath.Path]:
         raise UserError(
             f"stray argument {stray[0]!r}; write --config.key=value with the equals sign"
         )
-    if config is None or workdir is None:
-        missing = "config=FILE" if config is None else "workdir=DIR"
-        raise UserError(f"--{missing} is missing; see python -m retrieval_jax.main --help")
-    if not isinstance(config, ConfigDict):  # config_flags' stand-in for a file that isn't there
-        raise UserError("the config file can't be read; give --config=FILE with an existing file")
+    named = [argument for argument in line if argument.startswith("--config=")]
+    if not named or workdir is None:
+        missing = "workdir=DIR" if named else "config=CONFIG"
+        raise UserError(f"--{missing} is missing; {_HELP}")
+    path = named[-1].removeprefix("--config=").partition(":")[0]
+    if not Path(path).is_file():
+        shipped = ", ".join(sorted(path.stem for path in _configs().glob("*.py")))
+        raise UserError(
+            f"the config {printable(path)!r} isn't there; give an existing file or one of {shipped}"
+        )
+    from retrieval_jax.config import default
+
+    if not isinstance(config, ConfigDict) or not set(default()) <= set(config):
+        raise UserError(
+            f"get_config() of {printable(path)!r} must return retrieval_jax.config.default(), with "
+            "what the experiment changes"
+        )
+    if values["init_from"].value is not None:
+        config.training.init_from = values["init_from"].value
     return config, as_path(workdir)
 
 
 def with_huge_pages() -> None:
     """Starts Python again, once, with glibc's allocator asking for huge pages.
 
-    XLA's CPU backend maps its buffers anew in every call; in pages of 4 kB that takes a quarter of
+    XLA's CPU backend maps its buffers again in every call; in pages of 4 kB that takes a quarter of
     a training step. glibc reads the setting when a program starts, hence the second start. What the
     user has set is left alone; elsewhere than on Linux nothing happens.
     """
@@ -77,14 +100,50 @@ def with_huge_pages() -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """Runs the experiment; returns the exit code."""
-    started = time.perf_counter()
-    if "--help" in arguments:
+    """Does what the command line says; without a subcommand it is `run`. Returns the exit code."""
+    name = arguments[0] if arguments and not arguments[0].startswith("-") else "run"
+    rest = arguments[1:] if arguments[:1] == [name] else arguments
+    if arguments in ([], ["--help"], ["-h"], ["help"]):
         print(__doc__)
         return 0
+    if name == "run":
+        return _run(rest)
+    if name == "report":
+        from retrieval_jax.report.page import main as report
+
+        return report(rest)
+    if name == "compare":
+        from retrieval_jax.report.compare import main as compare
+
+        return compare(rest)
+    print(
+        f"error: there is no command {printable(name)!r}; the commands are run, report and compare",
+        file=sys.stderr,
+    )
+    return 2
+
+
+def command() -> None:
+    """The console script."""
+    if sys.argv[1:2] not in (["report"], ["compare"]):
+        with_huge_pages()
+    code = main(sys.argv[1:])
+    if code == 2:
+        # Threads of Orbax would wait for minutes for what a failed save no longer brings.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
+def _run(arguments: list[str]) -> int:
+    started = time.perf_counter()
     # Orbax logs a traceback of what it raises as well.
     logging.set_verbosity(logging.FATAL)
     try:
+        if "--help" in arguments or "-h" in arguments:
+            _print_reference([a for a in arguments if a not in ("--help", "-h")])
+            return 0
         with Interruption() as interruption:
             config, workdir = parse(arguments)
             from retrieval_jax import build, pipeline
@@ -95,9 +154,12 @@ def main(arguments: list[str]) -> int:
             check_hosts(config)
             with meeting(**config.distributed):
                 keep_programs(config.compilation_cache)
-                experiment = build.experiment(config)
                 pipeline.run(
-                    experiment, workdir, arguments, started=started, interruption=interruption
+                    build.experiment(config),
+                    workdir,
+                    arguments,
+                    started=started,
+                    interruption=interruption,
                 )
                 print(f"report: {workdir / 'report.html'}")
     except UserError as error:
@@ -112,6 +174,34 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
+def _print_reference(arguments: list[str]) -> None:
+    """Every key, with its value in the config that the arguments name, or its default."""
+    from retrieval_jax.config import default, reference
+
+    named = any(argument.startswith("--config=") for argument in arguments)
+    config = parse([*arguments, "--workdir=unused"])[0] if named else default()
+    print(__doc__)
+    for key, value, text in reference(config):
+        print(f"--config.{key}={value!r}\n    {text}")
+
+
+def _configs() -> Path:
+    """Where the configs are: in the package, where it is installed, or beside it in a checkout."""
+    package = Path(__file__).parent
+    inside = package / "configs"
+    return inside if inside.is_dir() else package.parent / "configs"
+
+
+def _with_shipped_config(argument: str) -> str:
+    """--config=quickstart:hint → --config=…/quickstart.py:hint."""
+    flag, equals, value = argument.partition("=")
+    name, colon, rest = value.partition(":")
+    shipped = _configs() / f"{name}.py"
+    if flag != "--config" or not name.isidentifier() or not shipped.is_file():
+        return argument
+    return f"{flag}{equals}{shipped}{colon}{rest}"
+
+
 def _sentence(error: Exception) -> str:
     message = str(error.args[0] if len(error.args) == 1 else error)
     # ml_collections quotes what was quoted before.
@@ -119,11 +209,4 @@ def _sentence(error: Exception) -> str:
 
 
 if __name__ == "__main__":
-    with_huge_pages()
-    code = main(sys.argv[1:])
-    if code == 2:
-        # Threads of Orbax would wait for minutes for what a failed save no longer brings.
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-    sys.exit(code)
+    command()

@@ -40,9 +40,9 @@ from retrieval_jax.training.loop import Profile, Trained, train
 STAGES = ("data", "train", "embed", "cluster", "score", "rank", "report")
 
 # What a finished run may change, whose stages are then done again; the rest decides the training.
-_LATER = ("embedding", "clustering", "retrieval", "report")
+_LATER = ("name", "embedding", "clustering", "retrieval", "report")
 # What makes no difference to a result.
-_NEVER = ("name", "compilation_cache", "distributed")
+_NEVER = ("compilation_cache", "distributed")
 _OF_TRAINING = ("epochs", "checkpoint_seconds", "profile_steps")
 
 

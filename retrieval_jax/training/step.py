@@ -21,6 +21,7 @@ from retrieval_jax.objectives import (
     means_over_devices,
     totalled,
 )
+from retrieval_jax.runtime import devices
 
 
 class TrainState(NamedTuple):
@@ -60,7 +61,7 @@ def create_state(
     With `averaged` there is an averaged network, which starts as a copy.
     """
     image = jnp.zeros((1, *image_shape))
-    variables = dict(jax.jit(model.init)(key, image))
+    variables = dict(devices.quick_jit(model.init)(key, image))
     params = variables.pop("params")
     variables.pop("intermediates", None)  # what a module sows is nothing to keep
     shapes = jax.eval_shape(lambda: model.apply({"params": params, **variables}, image))

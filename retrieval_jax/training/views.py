@@ -1,175 +1,66 @@
-"""Random image augmentations: pure functions of a key and one image; `jax.vmap` makes a batch.
+"""The views of an image that a method compares: augmentations from settings, composed and counted.
 
-Images are float [h, w, c] in [0, 1], and what comes back has their shape. The same key draws the
-same change.
+SimCLR and BYOL take two draws of one view, SwAV two large crops and several small ones, EMP-SSL
+many crops, FixMatch a weak and a strong view. The augmentations themselves are in `augmentations`.
+
+Every factory here takes settings whose defaults mean "off", checks them, and returns the
+augmentation, or None if it would do nothing. Its errors start with the parameter's name.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import groupby
+from math import inf
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-Augment = Callable[[jax.Array, jax.Array], jax.Array]  # (key, image) → image of the same shape
+from retrieval_jax.training.augmentations import (
+    colour_jitter,
+    gaussian_blur,
+    random_cutout,
+    random_flip,
+    random_grayscale,
+    random_resized_crop,
+    random_shift,
+    random_solarize,
+)
 
-
-def augmentation(
-    *,
-    flip: bool = False,
-    shift: int = 0,
-    border: str = "reflect",
-    brightness: float = 0.0,
-    contrast: float = 0.0,
-    saturation: float = 0.0,
-    cutout: int = 0,
-) -> Augment:
-    """The augmentations below in that order, each with a key of its own; 0 and False leave one out.
-
-    Example:
-      >>> augmentation(flip=True, cutout=2)(jax.random.key(0), jnp.ones((8, 8, 3))).shape
-      (8, 8, 3)
-    """
-
-    def augment(key: jax.Array, image: jax.Array) -> jax.Array:
-        flip_key, shift_key, jitter_key, cutout_key = jax.random.split(key, 4)
-        if flip:
-            image = random_flip(flip_key, image)
-        if shift:
-            image = random_shift(shift_key, image, shift, border)
-        if brightness or contrast or saturation:
-            image = colour_jitter(jitter_key, image, brightness, contrast, saturation)
-        if cutout:
-            image = random_cutout(cutout_key, image, cutout)
-        return image
-
-    return augment
-
-
-def random_flip(key: jax.Array, image: jax.Array) -> jax.Array:
-    """Mirrors an image [h, w, c] left to right with probability one half.
-
-    Example:
-      >>> keys = jax.random.split(jax.random.key(0), 5)
-      >>> jax.vmap(random_flip)(keys, jnp.zeros((5, 8, 8, 3))).shape
-      (5, 8, 8, 3)
-    """
-    return jnp.where(jax.random.bernoulli(key), image[:, ::-1], image)
-
-
-def random_shift(
-    key: jax.Array, image: jax.Array, pixels: int, border: str = "reflect"
-) -> jax.Array:
-    """The random crop, at the image's own size, of the image with a border around it.
-
-    Args:
-      key: of the draw.
-      image: [h, w, c].
-      pixels: width of the border; the image moves by up to ±pixels in each direction.
-      border: "reflect", the image mirrored at its outermost pixels, or "constant", zeros.
-
-    Raises:
-      ValueError: the border is not narrower than the image.
-
-    Example:
-      >>> random_shift(jax.random.key(0), jnp.zeros((8, 8, 3)), 2).shape
-      (8, 8, 3)
-    """
-    height, width, _ = image.shape
-    if not 0 <= pixels < min(height, width):
-        raise ValueError(f"a shift of {pixels} pixels doesn't fit images of {height}×{width}")
-    padded = jnp.pad(image, ((pixels, pixels), (pixels, pixels), (0, 0)), border)
-    offset = jax.random.randint(key, (2,), 0, 2 * pixels + 1)
-    return jax.lax.dynamic_slice(padded, (*offset, 0), image.shape)
-
-
-def colour_jitter(
-    key: jax.Array, image: jax.Array, brightness: float, contrast: float, saturation: float
-) -> jax.Array:
-    """Scales brightness, then contrast, then saturation, each by a factor of its own.
-
-    A strength s in [0, 1] draws the factor uniformly from [1 - s, 1 + s]. Brightness scales the
-    image, contrast its distance from the mean of its greys, saturation the distance of each pixel
-    from its grey; values are clipped to [0, 1] after each. Grey is the luma of ITU-R BT.601 for
-    three channels and the mean of any other number, so one channel has no saturation to change. The
-    definitions are those of torchvision's `ColorJitter`, in a fixed order and without the hue.
-
-    Example:
-      >>> colour_jitter(jax.random.key(0), jnp.full((1, 1, 3), 0.5), 0.0, 1.0, 1.0).tolist()
-      [[[0.5, 0.5, 0.5]]]
-    """
-    strengths = jnp.array([brightness, contrast, saturation])
-    factors = 1 + strengths * jax.random.uniform(key, (3,), minval=-1, maxval=1)
-    image = jnp.clip(factors[0] * image, 0, 1)
-    mean = _grey(image).mean()
-    image = jnp.clip(mean + factors[1] * (image - mean), 0, 1)
-    grey = _grey(image)
-    return jnp.clip(grey + factors[2] * (image - grey), 0, 1)
-
-
-def _grey(image: jax.Array) -> jax.Array:
-    channels = image.shape[-1]
-    if channels != 3:
-        return image.mean(-1, keepdims=True)
-    # A sum, not a matmul, which an accelerator would round.
-    return (image * jnp.array([0.299, 0.587, 0.114])).sum(-1, keepdims=True)
-
-
-def random_cutout(key: jax.Array, image: jax.Array, side: int) -> jax.Array:
-    """Blackens a square whose centre is any pixel; what reaches over the border is cut off.
-
-    DeVries and Taylor 2017, "Improved regularization of convolutional neural networks with cutout",
-    arXiv:1708.04552.
-
-    Args:
-      key: of the draw.
-      image: [h, w, c].
-      side: of the square, in pixels, at least 0; the odd pixel of an even side lies above and left.
-
-    Example:
-      >>> int((random_cutout(jax.random.key(0), jnp.ones((8, 8, 1)), 1) == 0).sum())
-      1
-    """
-    size = jnp.array(image.shape[:2])
-    first = jax.random.randint(key, (2,), 0, size) - side // 2
-    rows, columns = (
-        (jnp.arange(n) >= start) & (jnp.arange(n) < start + side)
-        for n, start in zip(image.shape[:2], first, strict=True)
-    )
-    return jnp.where((rows[:, None] & columns)[..., None], 0, image)
-
-
-def flip(*, probability: float = 0.0):
-    """Mirrors.
-
-    Args:
-      probability: of mirroring left to right.
-    """
-    if not 0 <= probability <= 1:
-        raise ValueError(f"probability must be from 0 to 1; it is {probability}")
-    if not probability:
-        return None
-    return lambda key, image: jnp.where(
-        jax.random.bernoulli(key, probability), image[:, ::-1], image
-    )
-
-
-AUGMENTATIONS = (flip,)
+Augment = Callable[[jax.Array, jax.Array], jax.Array]  # (key, image [h, w, c]) → [h', w', c]
 
 
 class View(NamedTuple):
-    """One kind of view."""
+    """One way to augment an image, and how many draws of it each image gets."""
 
     augment: Augment
-    count: int = 1
+    count: int  # type: ignore[assignment]  # tuple.count, which nobody needs of a view
 
 
-def view(augments, count=1):
-    """Composes."""
-    active = [a for a in augments if a is not None]
+def view(augments: Sequence[Augment | None], count: int = 1) -> View:
+    """The augmentations in order, without those that are None; the i-th draws by fold_in(key, i).
 
-    def augment(key, image):
+    Args:
+      augments: what the factories below return.
+      count: draws per image, at least 1.
+
+    Returns:
+      The view; its `augment` leaves the image alone if all are None.
+
+    Raises:
+      ValueError: `count` is less than 1.
+
+    Example:
+      >>> strong = view([crop(size=4, scale=(0.2, 1.0)), flip(probability=0.5), blur()], count=2)
+      >>> strong.augment(jax.random.key(0), jnp.ones((8, 8, 3))).shape
+      (4, 4, 3)
+    """
+    _check("count", count, count >= 1, "at least 1")
+    active = [augment for augment in augments if augment is not None]
+
+    def augment(key: jax.Array, image: jax.Array) -> jax.Array:
         for i, one in enumerate(active):
             image = one(jax.random.fold_in(key, i), image)
         return image
@@ -177,12 +68,213 @@ def view(augments, count=1):
     return View(augment, count)
 
 
-def views_of(views, key, images, places, batch):
-    """All views."""
-    found, j = [], 0
-    for view in views:
-        for _ in range(view.count):
-            keys = jax.vmap(lambda place, j=j: jax.random.fold_in(key, j * batch + place))(places)
-            found.append(jax.vmap(view.augment)(keys, images))
-            j += 1
-    return (jnp.stack(found),)
+def views_of(
+    views: Sequence[View],
+    key: jax.Array,
+    images: jax.Array,
+    places: jax.Array,
+    batch_size: int,
+) -> tuple[jax.Array, ...]:
+    """Every draw of every view of n images.
+
+    The j-th draw, counted over all views, of the example at place p draws by
+    fold_in(key, j * batch_size + p): results don't depend on how a batch is divided over devices.
+
+    Args:
+      views: in the order of the result.
+      key: of the step.
+      images: float32 [n, h, w, c] in [0, 1].
+      places: int32 [n], the images' places in the whole batch.
+      batch_size: examples of the whole batch, on all devices.
+
+    Returns:
+      float32 [v, n, h', w', c] for each run of views whose images have the same shape.
+
+    Raises:
+      ValueError: an augmentation doesn't fit the images; `view_shapes` tells without any.
+
+    Example:
+      >>> small = view([crop(size=4, scale=(0.1, 0.3))], count=6)
+      >>> views = views_of(
+      ...     [view([flip(probability=0.5)], count=2), small],
+      ...     jax.random.key(0), jnp.ones((5, 8, 8, 3)), jnp.arange(5), 5,
+      ... )
+      >>> [drawn.shape for drawn in views]
+      [(2, 5, 8, 8, 3), (6, 5, 4, 4, 3)]
+    """
+
+    def draw(augment: Augment, number: jax.Array) -> jax.Array:
+        numbers = number * batch_size + places
+        return jax.vmap(augment)(jax.vmap(partial(jax.random.fold_in, key))(numbers), images)
+
+    drawn = []
+    first = 0
+    for augment, count in views:
+        # One draw after the other: a batch fills the device, and a CPU takes half as long.
+        drawn.append(jax.lax.map(partial(draw, augment), first + jnp.arange(count)))
+        first += count
+    runs = groupby(drawn, key=lambda images: images.shape[1:])
+    return tuple(jnp.concatenate(list(run)) for _, run in runs)
+
+
+def view_shapes(
+    views: Sequence[View], image_shape: tuple[int, int, int]
+) -> tuple[tuple[int, ...], ...]:
+    """(v, h', w', c) of each array that `views_of` returns, without computing any.
+
+    Raises:
+      ValueError: an augmentation doesn't fit images of this shape.
+
+    Example:
+      >>> view_shapes([view([crop(size=4)], count=3)], (8, 8, 1))
+      ((3, 4, 4, 1),)
+    """
+    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    draw = partial(views_of, views, places=jnp.zeros(1, jnp.int32), batch_size=1)
+    shapes = jax.eval_shape(lambda images: draw(jax.random.key(0), images), images)
+    return tuple((v, *shape) for v, _, *shape in (one.shape for one in shapes))
+
+
+def crop(
+    *,
+    size: int = 0,
+    scale: tuple[float, float] = (1.0, 1.0),
+    ratio: tuple[float, float] = (0.75, 1.3333),
+) -> Augment | None:
+    """A random box of the image, resized; see `random_resized_crop`.
+
+    Args:
+      size: Side of the resized crop in pixels; 0 keeps the image's height and width.
+      scale: Least and greatest share of the image's area; 1 and 1 with size 0 is no crop.
+      ratio: Least and greatest width / height of the box.
+
+    Example:
+      >>> crop(size=4, scale=(0.2, 1.0))(jax.random.key(0), jnp.ones((8, 8, 3))).shape
+      (4, 4, 3)
+    """
+    _check("size", size, size >= 0, "at least 0")
+    _check_range("scale", scale, 1)
+    _check_range("ratio", ratio)
+    if not size and tuple(scale) == (1, 1):
+        return None
+
+    def augment(key: jax.Array, image: jax.Array) -> jax.Array:
+        height, width, _ = image.shape
+        return random_resized_crop(key, image, size or (height, width), scale, ratio)
+
+    return augment
+
+
+def flip(*, probability: float = 0.0) -> Augment | None:
+    """The image mirrored left to right.
+
+    Args:
+      probability: Of a mirrored image; 0 is off.
+    """
+    _check_probability(probability)
+    return partial(random_flip, probability=probability) if probability else None
+
+
+def shift(*, pixels: int = 0, border: str = "reflect") -> Augment | None:
+    """A move by whole pixels: a random crop with a border.
+
+    Args:
+      pixels: Greatest move in each direction; 0 is off.
+      border: What moves in: "reflect", the image mirrored, or "constant", zeros.
+    """
+    _check("pixels", pixels, pixels >= 0, "at least 0")
+    _check("border", repr(border), border in ("reflect", "constant"), "'reflect' or 'constant'")
+    return partial(random_shift, pixels=pixels, border=border) if pixels else None
+
+
+def jitter(
+    *,
+    probability: float = 1.0,
+    brightness: float = 0.0,
+    contrast: float = 0.0,
+    saturation: float = 0.0,
+    hue: float = 0.0,
+) -> Augment | None:
+    """Random brightness, contrast, saturation and hue; see `colour_jitter`.
+
+    Args:
+      probability: That the colours change at all.
+      brightness: Scale by a factor of 1 ± up to this, at most 1.
+      contrast: Scale the distance from the mean grey by a factor of 1 ± up to this, at most 1.
+      saturation: Scale each pixel's distance from its grey by 1 ± up to this, at most 1.
+      hue: Turn the hue by up to this part of the colour circle, at most 0.5.
+    """
+    _check_probability(probability)
+    strengths = {"brightness": brightness, "contrast": contrast, "saturation": saturation}
+    for name, strength in strengths.items():
+        _check(name, strength, 0 <= strength <= 1, "from 0 to 1")
+    _check("hue", hue, 0 <= hue <= 0.5, "from 0 to 0.5")
+    if not probability or not (any(strengths.values()) or hue):
+        return None
+    settings = {**strengths, "hue": hue, "probability": probability}
+    return lambda key, image: colour_jitter(key, image, **settings)
+
+
+def grayscale(*, probability: float = 0.0) -> Augment | None:
+    """All channels replaced by their grey.
+
+    Args:
+      probability: Of a grey image; 0 is off.
+    """
+    _check_probability(probability)
+    return partial(random_grayscale, probability=probability) if probability else None
+
+
+def blur(*, probability: float = 0.0, sigma: tuple[float, float] = (0.1, 2.0)) -> Augment | None:
+    """Gaussian blur; see `gaussian_blur`.
+
+    Args:
+      probability: Of a blurred image; 0 is off.
+      sigma: Least and greatest standard deviation in pixels.
+    """
+    _check_probability(probability)
+    _check_range("sigma", sigma)
+    return partial(gaussian_blur, sigma=sigma, probability=probability) if probability else None
+
+
+def solarize(*, probability: float = 0.0, threshold: float = 0.5) -> Augment | None:
+    """Bright values inverted.
+
+    Args:
+      probability: Of a solarized image; 0 is off.
+      threshold: Least value that is inverted, from 0 to 1.
+    """
+    _check_probability(probability)
+    _check("threshold", threshold, 0 <= threshold <= 1, "from 0 to 1")
+    if not probability:
+        return None
+    return partial(random_solarize, threshold=threshold, probability=probability)
+
+
+def cutout(*, side: int = 0) -> Augment | None:
+    """A black square.
+
+    Args:
+      side: Of the square in pixels; 0 is off.
+    """
+    _check("side", side, side >= 0, "at least 0")
+    return partial(random_cutout, side=side) if side else None
+
+
+AUGMENTATIONS = (crop, flip, shift, jitter, grayscale, blur, solarize, cutout)  # order of use
+
+
+def _check(name: str, value: object, ok: bool, bounds: str) -> None:
+    if not ok:
+        raise ValueError(f"{name} must be {bounds}; it is {value}")
+
+
+def _check_probability(probability: float) -> None:
+    _check("probability", probability, 0 <= probability <= 1, "from 0 to 1")
+
+
+def _check_range(name: str, bounds: Sequence[float], most: float = inf) -> None:
+    """Two numbers above 0 in order, finite, at most `most`."""
+    ok = len(bounds) == 2 and 0 < bounds[0] <= bounds[1] <= most and bounds[1] < inf
+    limit = "" if most == inf else f" and at most {most}"
+    _check(name, tuple(bounds), ok, f"two numbers in ascending order, above 0{limit}")

@@ -1,0 +1,115 @@
+"""A finished run whose config changes: the stages that depend on it are done again, no others."""
+
+import shutil
+
+import numpy as np
+import pytest
+from etils import epath
+from test_main import CONFIGS
+
+from retrieval_jax.embedder import read_tensors
+from retrieval_jax.main import main
+
+SHORT = ("training.epochs=2", "report.tsne_points=0", "model.decoder.widths=(8,8)")
+FILES = ("embeddings.npz", "clusters.npz", "neighbours.npz")
+
+
+def run(workdir, *overrides, config="quickstart:hint"):
+    line = [f"--config={config}", f"--workdir={workdir}"]
+    return main([*line, *(f"--config.{override}" for override in (*SHORT, *overrides))])
+
+
+def arrays(workdir):
+    """Everything that the stages left, but for when and from what."""
+    found = {}
+    for name in FILES:
+        with np.load(workdir / name) as archive:
+            found |= {(name, key): archive[key] for key in archive.files}
+    return {key: a for key, a in found.items() if key[1] not in ("made_from", "seconds")}
+
+
+def same(a, b):
+    a, b = arrays(a), arrays(b)
+    return a.keys() == b.keys() and all(np.array_equal(a[key], b[key]) for key in a)
+
+
+def written(workdir):
+    return {name: (workdir / name).stat().st_mtime_ns for name in FILES}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("runs") / "finished"
+    assert run(workdir) == 0
+    return workdir
+
+
+@pytest.fixture
+def copy(finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+@pytest.mark.parametrize(
+    ("override", "again"),
+    [
+        ("retrieval.neighbours=7", ("neighbours.npz",)),
+        ("clustering.k=4", ("clusters.npz", "neighbours.npz")),
+        ("embedding.normalize=True", FILES),
+        ("name=another", ()),
+    ],
+)
+def test_only_what_depends_on_the_change_is_done_again(copy, capsys, override, again):
+    before = written(copy)
+    assert run(copy, override) == 0
+    assert "epoch 1/" not in capsys.readouterr().out
+    after = written(copy)
+    assert tuple(name for name in FILES if before[name] != after[name]) == again
+
+
+def test_a_change_and_back_ends_where_it_began(finished, copy):
+    assert run(copy, "clustering.k=4") == 0
+    assert not same(finished, copy)
+    assert run(copy) == 0
+    assert same(finished, copy)
+
+
+def test_more_epochs_go_on_and_equal_a_run_of_as_many(copy, tmp_path, capsys):
+    assert run(copy, "training.epochs=3") == 0
+    assert "epoch 1/" not in capsys.readouterr().out
+    assert run(tmp_path / "whole", "training.epochs=3") == 0
+    assert same(copy, tmp_path / "whole")
+    assert run(copy, "training.epochs=2") == 2
+    assert "holds 3 epochs, more than training.epochs, 2" in capsys.readouterr().err
+
+
+def test_more_epochs_are_refused_where_the_rate_depends_on_their_number(tmp_path, capsys):
+    cosine = "optimizer.decay=cosine"
+    assert run(tmp_path / "run", cosine, "training.epochs=1") == 0
+    assert run(tmp_path / "run", cosine, "training.epochs=2") == 2
+    assert "training.epochs is 1 there and 2 here" in capsys.readouterr().err
+
+
+def test_another_training_is_refused(copy, capsys):
+    before = written(copy)
+    assert run(copy, "objective.classification.weight=2.0") == 2
+    assert "objective.classification.weight is 1.0 there and 2.0 here" in capsys.readouterr().err
+    assert written(copy) == before
+
+
+def test_a_run_starts_from_another_ones_parameters(finished, tmp_path, capsys):
+    line = [f"--config={CONFIGS / 'quickstart.py'}:vanilla", f"--workdir={tmp_path / 'run'}"]
+    short = [f"--config.{override}" for override in SHORT]
+    still = "--config.optimizer.learning_rate=1e-30"  # the parameters stay what they were
+    assert main([*line, *short, still, f"--init_from={finished}"]) == 0
+    # The hint's network has a classifier more, and every other parameter is taken.
+    assert "22 of 22 parameters are those of" in capsys.readouterr().out
+    ours, theirs = (read_tensors(epath.Path(of)) for of in (tmp_path / "run", finished))
+    kernel = "params/encoder/bottleneck/kernel"
+    np.testing.assert_array_equal(ours[kernel], theirs[kernel])
+    assert {name for name in theirs if name not in ours} == {
+        "params/head/dense/bias",
+        "params/head/dense/kernel",
+    }
+    assert main([*line[:1], f"--workdir={tmp_path / 'x'}", f"--init_from={tmp_path}"]) == 2
+    assert "model.safetensors is missing" in capsys.readouterr().err
