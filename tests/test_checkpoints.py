@@ -31,7 +31,7 @@ class State(NamedTuple):
 
 def state_at(step):
     generator = np.random.default_rng(step)
-    kernel = generator.standard_normal((300, 40)).astype(np.float32)
+    kernel = generator.standard_normal((100, 40)).astype(np.float32)
     params = {"layers": [{"kernel": kernel}, {"bias": np.ones(4)}]}
     average = {"queue": np.full((2, 3), step, ml_dtypes.bfloat16), "nothing": ()}
     moments = optax.MaskedNode(), optax.ScaleByAdamState(np.int32(step), kernel, -kernel)
@@ -135,7 +135,7 @@ def test_those_of_another_tree_are_refused_and_left_alone(tmp_path):
     state = state_at(0)
     kernel = state.opt_state[1].mu
     for other, names in (
-        (state._replace(target={"kernel": kernel}), r"\.target\['kernel'\] float32 \[300, 40\]"),
+        (state._replace(target={"kernel": kernel}), r"\.target\['kernel'\] float32 \[100, 40\]"),
         (state._replace(memory={}), r"\.memory\['queue'\] bfloat16 \[2, 3\]"),
         (state._replace(step=np.int64(0)), r"\.step int32 \[\]"),
         (state._replace(params={"layers": state.params["layers"][::-1]}), "kernel"),

@@ -130,8 +130,8 @@ def test_wrong_keys_and_types_are_refused(override, says):
 @pytest.mark.parametrize(
     ("line", "says"),
     [
-        ([], "--config=FILE is missing"),
-        (["--config=configs/none.py", "--workdir=x"], "can't be read"),
+        ([], "--config=CONFIG is missing"),
+        (["--config=configs/none.py", "--workdir=x"], "isn't there; give an existing file"),
         ([f"--config={CONFIGS / 'quickstart.py'}"], "--workdir=DIR is missing"),
         ([f"--config={CONFIGS / 'quickstart.py'}:both", "--workdir=x"], "systems vanilla and hint"),
         (

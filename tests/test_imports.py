@@ -22,7 +22,7 @@ LAYERS = [
     {"report"},
     {"pipeline"},
     {"config", "build"},
-    {"main"},
+    {"main", "__main__"},
 ]
 
 
