@@ -21,6 +21,7 @@ from retrieval_jax.models import (
     conv_to_narrow,
     upsample_conv,
 )
+from retrieval_jax.runtime.devices import quick_jit
 
 
 def sizes(tree):
@@ -35,7 +36,7 @@ def total(tree):
 
 
 def initial(model, shape=(1, 32, 32, 3)):
-    return jax.jit(model.init)(jax.random.key(0), jnp.zeros(shape))
+    return quick_jit(model.init)(jax.random.key(0), jnp.zeros(shape))
 
 
 @pytest.mark.fast
