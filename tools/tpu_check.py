@@ -101,10 +101,10 @@ def _bytes(shape: tuple[str, str]) -> int:
 
 
 def recipe_and_state(config: Any) -> tuple[Recipe, TrainState]:
-    """The config's recipe, and the shapes of its state."""
+    """The config's recipe, and its initial state."""
     recipe = build.recipe(config, build.Sizes(IMAGE, CLASSES, FIT_IMAGES))
-    create = partial(create_state, recipe.model, recipe.objective, recipe.optimizer)
-    return recipe, jax.eval_shape(lambda key: create(key, IMAGE), jax.random.key(0))
+    parts = recipe.model, recipe.objective, recipe.optimizer
+    return recipe, create_state(*parts, jax.random.key(0), IMAGE)
 
 
 def training(config: Any, batch: int) -> Program:
