@@ -23,15 +23,13 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.interleaved import table_row, times
-from retrieval_jax import config
-from retrieval_jax.build import build_recipe
+from retrieval_jax import build, config
 from retrieval_jax.data.folder import from_folder
 from retrieval_jax.data.images import ImageSet, LazyImages, describe_images
 from retrieval_jax.data.stream import batches
 from retrieval_jax.data.tfds import from_tfds
 from retrieval_jax.runtime import devices, provenance
-from retrieval_jax.training.epochs import fit_steps
-from retrieval_jax.training.feed import DataSet, streamed
+from retrieval_jax.training.epoch import DataSet, Epoch, fit_steps, no_totals, streamed
 from retrieval_jax.training.step import create_state
 
 
@@ -68,24 +66,25 @@ def training_row(data: DataSet, decoded: np.ndarray, batch: int, repeats: int, s
     """A row: `steps` steps from a stream, beside a stream from memory and the device's own data."""
     settings = config.default()
     settings.training.batch_size = batch
-    settings.objective.classification_weight = 1.0
+    settings.objective.classification.weight = 1.0
     settings.data.streaming = True  # a call is one step, for all contenders
-    classes = int(data.labels.max()) + 1
-    recipe = build_recipe(settings, decoded.shape[-1], classes, len(decoded))
-    shape = decoded.shape[1:]
-    state = create_state(recipe.model, recipe.optimizer, jax.random.key(0), shape)
-    state = devices.on_every_device(state)
+    classes, shape = int(data.labels.max()) + 1, decoded.shape[1:]
+    recipe = build.recipe(settings, build.Sizes(shape, classes, len(decoded)))
+    key = jax.random.key(0)
+    state = create_state(recipe.model, recipe.objective, recipe.optimizer, key, shape)
+    start = devices.on_every_device(Epoch(state, no_totals(recipe)))
     step = devices.mapped(partial(fit_steps, recipe))
     order = np.random.default_rng(0).permutation(len(decoded))[: steps * batch]
     order = order.reshape(steps, batch).astype(np.int32)
     in_memory = data._replace(images=decoded)
-    resident = devices.on_every_device(in_memory), devices.share_batches(order)
+    shared = devices.share_batches(order)
+    resident = devices.on_every_device(in_memory), shared, shared
 
     def train(fed: Callable[[], Iterable]) -> Any:
-        last = state
-        for part, rows in fed():
-            last, _ = step(last, part, rows)
-        return last.step
+        last = start
+        for part, rows, places in fed():
+            last, _ = step(last, part, rows, places)
+        return last.state.step
 
     contenders = {
         "ours": lambda: streamed(data, order),

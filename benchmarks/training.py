@@ -29,16 +29,18 @@ import torch  # noqa: E402
 from torch import nn  # noqa: E402
 
 from benchmarks.interleaved import table_row, times  # noqa: E402
-from retrieval_jax import config  # noqa: E402
-from retrieval_jax.build import build_recipe  # noqa: E402
+from retrieval_jax import build, config  # noqa: E402
+from retrieval_jax.embedder import embedding, map_rows, on_rows  # noqa: E402
 from retrieval_jax.main import with_huge_pages  # noqa: E402
-from retrieval_jax.runtime import (
-    devices,  # noqa: E402
-    provenance,  # noqa: E402
+from retrieval_jax.runtime import devices, provenance  # noqa: E402
+from retrieval_jax.training.epoch import (  # noqa: E402
+    DataSet,
+    Epoch,
+    epoch_order,
+    fit_steps,
+    no_totals,
 )
-from retrieval_jax.training.epochs import epoch_order, fit_steps  # noqa: E402
-from retrieval_jax.training.feed import DataSet  # noqa: E402
-from retrieval_jax.training.step import as_float, create_state  # noqa: E402
+from retrieval_jax.training.step import create_state  # noqa: E402
 
 CLASSES = 10
 
@@ -54,29 +56,29 @@ def ours(images: np.ndarray, labels: np.ndarray, hint: bool, batch: int) -> Work
     """This project's step, as `training.loop` calls it, and its embedding."""
     settings = config.default()
     settings.training.batch_size = batch
-    settings.objective.classification_weight = float(hint)
-    recipe = build_recipe(settings, 3, CLASSES, len(images))
-    state = create_state(recipe.model, recipe.optimizer, jax.random.key(0), images.shape[1:])
+    settings.objective.classification.weight = float(hint)
+    recipe = build.recipe(settings, build.Sizes(images.shape[1:], CLASSES, len(images)))
+    key = jax.random.key(0)
+    state = create_state(recipe.model, recipe.objective, recipe.optimizer, key, images.shape[1:])
     state = devices.on_every_device(state)
+    none_yet = devices.on_every_device(no_totals(recipe))
     data = devices.on_every_device(DataSet(images, labels))
     run = devices.mapped(partial(fit_steps, recipe), donate=(0,))
     order = devices.mapped(partial(epoch_order, recipe, len(images)))(state)
 
     def epoch() -> Any:
         nonlocal state
-        late = []
+        going, late = Epoch(state, jax.tree.map(lambda x: x.copy(), none_yet)), []
         for _ in range(0, len(images) // batch, recipe.steps_per_call):
-            state, totals = run(state, data, order)
+            going, totals = run(going, data, order, order)
             late.append(totals)
             if len(late) > 1:
                 devices.from_first_device(late.pop(0))
+        state = going.state
         return devices.from_first_device(late)
 
-    def embed(variables: Any, rows: jax.Array) -> jax.Array:
-        return recipe.model.apply(variables, as_float(rows), method="embed")
-
-    rows = devices.on_rows(embed)
-    return Work(epoch, lambda: devices.map_rows(rows, state.variables, images, batch))
+    rows = on_rows(embedding(recipe.model))
+    return Work(epoch, lambda: map_rows(rows, state.variables, images, batch))
 
 
 def by_torch(images: np.ndarray, labels: np.ndarray, hint: bool, batch: int) -> Work:

@@ -64,7 +64,11 @@ def experiment(c: ConfigDict) -> Experiment:
         validation_fraction=c.data.validation_fraction,
         streaming=c.data.streaming,
         recipe=lambda *sizes: recipe(c, Sizes(*sizes)),
-        encoder={"name": encoder, **config.record(c.model.encoder[encoder])},
+        encoder={
+            "name": encoder,
+            "dtype": str(_dtype(c)),
+            **config.record(c.model.encoder[encoder]),
+        },
         init_from=c.training.init_from,
         extends=c.optimizer.decay == "none" and c.optimizer.warmup_fraction == 0,
         checkpoint_seconds=c.training.checkpoint_seconds,
@@ -141,7 +145,8 @@ def make(path: str, part: ConfigDict, **given: Any) -> Any:
                 f"none of those that are given ({', '.join(given) or 'none'}); give it a default"
             )
     with _named(path, keys):
-        return function(**keys, **{key: of for key, of in given.items() if key in parameters})
+        wanted = parameters.keys() - keys.keys()
+        return function(**keys, **{key: of for key, of in given.items() if key in wanted})
 
 
 @contextmanager
@@ -163,7 +168,7 @@ def _network(c: ConfigDict, sizes: Sizes) -> Network:
     name = c.model.encoder.name
     given = {
         "axis_name": devices.AXIS,
-        "dtype": jnp.dtype("bfloat16" if c.training.precision == "bfloat16" else "float32"),
+        "dtype": _dtype(c),
         "channels": sizes.image_shape[2],
     }
     return Network(
@@ -178,6 +183,10 @@ def _network(c: ConfigDict, sizes: Sizes) -> Network:
         },
         head=Head(sizes.classes) if "logits" in needs else None,
     )
+
+
+def _dtype(c: ConfigDict) -> Any:
+    return jnp.dtype("bfloat16" if c.training.precision == "bfloat16" else "float32")
 
 
 def _objective(c: ConfigDict, sizes: Sizes) -> Objective:

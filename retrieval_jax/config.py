@@ -246,7 +246,7 @@ def check(c: ConfigDict) -> None:
         ("retrieval.neighbours", 5),  # precision@5 needs them
         ("report.examples", 1),
         ("report.tsne_points", 0),
-        *((f"objective.{name}.weight", 0) for name in c.objective),
+        *((f"objective.{name}.weight", 0) for name in _weighted(c.objective)),
         *((f"views.{name}.count", 1) for name in c.views),
     ):
         _at_least(key, _value(c, key), bound)
@@ -255,6 +255,11 @@ def check(c: ConfigDict) -> None:
     for key in ("data.validation_fraction", "training.ema_decay"):
         if not 0 <= _value(c, key) < 1:
             raise UserError(f"{key} must be at least 0 and below 1, got {_value(c, key)}")
+    if c.training.monitor != "loss" and c.data.validation_fraction == 0:
+        raise UserError(
+            f"training.monitor is {c.training.monitor!r} but data.validation_fraction is 0, so "
+            "there are no images to judge by; set it above 0"
+        )
     sizes = c.data.image_size
     if len(sizes) != 2 or min(sizes) < 1:
         raise UserError(f"data.image_size must be two positive numbers, got {tuple(sizes)}")
@@ -304,6 +309,17 @@ def _check_choice(path: str, options: ConfigDict) -> None:
                     f"{path}.{name}.{key} is {value} but {path}.name is {options.name!r}; set "
                     f"{path}.name={name}, or leave that key alone"
                 )
+
+
+def _weighted(objective: ConfigDict) -> ConfigDict:
+    """Refuses terms without a weight."""
+    for name, term in objective.items():
+        if "weight" not in term:
+            raise UserError(
+                f"objective.{name} has no weight; give the function {term[MAKE].__name__} a "
+                "parameter 'weight' with a default"
+            )
+    return objective
 
 
 def _described(function: Callable) -> dict[str, str]:

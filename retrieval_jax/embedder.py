@@ -13,6 +13,7 @@ import numpy as np
 import safetensors.numpy
 from etils import epath
 from flax import linen as nn
+from flax.errors import FlaxError
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from retrieval_jax.data.images import LazyImages
@@ -63,7 +64,12 @@ class Embedder:
                 f"images must be uint8 [n, h, w, c], got {images.dtype} {tuple(images.shape)}; "
                 "scale floats to 0 … 255, and give one image as images[None]"
             )
-        return self._function(images)
+        try:
+            return self._function(images)
+        except FlaxError as error:  # of another number of channels, for one
+            raise ValueError(
+                f"the network can't take images {tuple(images.shape)}: {error}"
+            ) from error
 
     @classmethod
     def from_run(
@@ -90,13 +96,10 @@ class Embedder:
         """
         directory = as_path(str(workdir))
         description = _read_description(directory)
-        made = _encoder_of(directory, description["encoder"], encoder)
-        model = Network(made)
-        shape = tuple(description["image_shape"])
-        expected = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *shape)))
+        model, expected = _described_network(directory, description, encoder)
         there = read_tensors(directory)
         flat = flatten_dict(expected, sep="/")
-        if any(n not in there or there[n].shape != of.shape for n, of in flat.items()):
+        if not all(n in there and _holds(there[n], of) for n, of in flat.items()):
             raise UserError(
                 f"{printable(str(directory / _TENSORS))} does not hold the network that "
                 f"{_DESCRIPTION} describes; finish the run again"
@@ -245,10 +248,10 @@ def save(directory: epath.Path, variables: dict[str, Any], description: dict[str
     Args:
       directory: a run's workdir.
       variables: all collections of a `Network`, on the host.
-      description: "encoder" (its "name" and keys), "normalize" and "image_shape".
+      description: "encoder" (its "name", "dtype" and keys), "normalize" and "image_shape".
     """
     tensors = {
-        name: np.ascontiguousarray(value)
+        name: np.asarray(value, order="C")
         for name, value in flatten_dict(variables, sep="/").items()
     }
     with replacing(directory / _TENSORS) as file:
@@ -329,10 +332,11 @@ def _read_description(directory: epath.Path) -> dict[str, Any]:
     return found
 
 
-def _encoder_of(
-    directory: epath.Path, described: dict[str, Any], factory: Callable[..., nn.Module] | None
-) -> nn.Module:
-    """The encoder that a description names, of this package's or by the factory that is given."""
+def _described_network(
+    directory: epath.Path, description: dict[str, Any], factory: Callable[..., nn.Module] | None
+) -> tuple[Network, Any]:
+    """A network of the encoder that is described, and the shapes of its variables."""
+    described, shape = description["encoder"], description["image_shape"]
     name = described["name"]
     known = {function.__name__: function for function in ENCODERS}
     factory = factory or known.get(name)
@@ -341,16 +345,29 @@ def _encoder_of(
             f"the encoder {printable(name)!r} of {printable(str(directory))} is not one of this "
             "package; give the function that makes it: Embedder.from_run(workdir, encoder=…)"
         )
-    parameters = inspect.signature(factory).parameters
-    keys: dict[str, Any] = {
-        key: tuple(value) if isinstance(value, list) else value
-        for key, value in described.items()
-        if key in parameters
-    }
-    given = {"axis_name": None, "dtype": jnp.float32}
+    image = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
     try:
-        return factory(**keys, **{k: v for k, v in given.items() if k in parameters})
-    except (TypeError, ValueError) as error:
+        # As `build.make` does: what has no default is given.
+        given: dict[str, Any] = {
+            "axis_name": None,
+            "dtype": {"float32": jnp.float32, "bfloat16": jnp.bfloat16}[described["dtype"]],
+            "channels": shape[2],
+        }
+        keys: dict[str, Any] = {}
+        for key, parameter in inspect.signature(factory).parameters.items():
+            values = given if parameter.default is parameter.empty else described
+            if key in values:
+                keys[key] = tuple(values[key]) if isinstance(values[key], list) else values[key]
+        model = Network(factory(**keys))
+        expected = dict(jax.eval_shape(model.init, jax.random.key(0), image))
+    except Exception as error:  # anything can come of keys that a file holds
         raise UserError(
             f"the encoder of {printable(str(directory))} can't be built ({reason(error)})"
         ) from error
+    expected.pop("intermediates", None)  # what a module sows is not saved
+    return model, expected
+
+
+def _holds(tensor: np.ndarray, expected: Any) -> bool:
+    same = (tensor.shape, tensor.dtype) == (expected.shape, expected.dtype)
+    return same and bool(np.isfinite(tensor).all())

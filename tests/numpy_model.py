@@ -1,4 +1,4 @@
-"""The autoencoder in plain NumPy float64: the oracle of the Flax modules and of the train step."""
+"""The network in plain NumPy float64: the oracle of the Flax modules and of the train step."""
 
 import numpy as np
 
@@ -53,3 +53,14 @@ def autoencoder(params, stats, images, *, train=False, momentum=0.99):
     reconstruction = 1 / (1 + np.exp(-conv(x, params["decoder"]["output"])))
     dense = params["head"]["dense"]
     return embedding, reconstruction, embedding @ dense["kernel"] + dense["bias"], new_stats
+
+
+def mlp(params, stats, x, train):
+    """`models.MLP` of two layers, and its running statistics after the batch."""
+    x = x.astype(np.float64) @ params["dense1"]["kernel"]
+    mean, var = (x.mean(0), x.var(0)) if train else (stats["norm1"]["mean"], stats["norm1"]["var"])
+    after = {"mean": 0.9 * stats["norm1"]["mean"] + 0.1 * mean}
+    after["var"] = 0.9 * stats["norm1"]["var"] + 0.1 * var
+    x = (x - mean) / np.sqrt(var + 1e-5) * params["norm1"]["scale"] + params["norm1"]["bias"]
+    x = np.maximum(x, 0) @ params["dense2"]["kernel"] + params["dense2"]["bias"]
+    return x, {"norm1": after}

@@ -7,32 +7,46 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from typing import Any, NamedTuple
 
+import jax
+import ml_dtypes
 import numpy as np
+import optax
 import pytest
 
 from retrieval_jax.runtime.errors import UserError
-from retrieval_jax.training.checkpoints import Checkpoints, Record
-from retrieval_jax.training.step import TrainState
+from retrieval_jax.training.checkpoints import Checkpoints
+
+
+class State(NamedTuple):
+    """A tree of all that a train state is made of."""
+
+    step: np.ndarray
+    params: dict
+    opt_state: tuple
+    target: Any
+    memory: dict
 
 
 def state_at(step):
     generator = np.random.default_rng(step)
-    params = {"kernel": generator.standard_normal((300, 40)).astype(np.float32), "bias": np.ones(4)}
-    return TrainState(
-        np.int32(step), params, {"mean": np.full(3, step, np.float32)}, (np.int32(7),)
-    )
+    kernel = generator.standard_normal((100, 40)).astype(np.float32)
+    params = {"layers": [{"kernel": kernel}, {"bias": np.ones(4)}]}
+    average = {"queue": np.full((2, 3), step, ml_dtypes.bfloat16), "nothing": ()}
+    moments = optax.MaskedNode(), optax.ScaleByAdamState(np.int32(step), kernel, -kernel)
+    return State(np.int32(step), params, moments, None, average)
 
 
 def record_at(step):
-    return Record([{"epoch": 1, "fit": {"loss": 0.1 + step / 7}}], {"loss": 1 / 3}, 2.5)
+    return {"history": [{"epoch": 1, "fit": {"loss": 0.1 + step / 7}}], "seconds": 2.5}
 
 
-def save(directory, losses):
-    """Saves a state at steps 1, 2, … with these losses, None inside an epoch."""
+def save(directory, scores):
+    """Saves a state at steps 1, 2, … with these scores, None inside an epoch."""
     checkpoints = Checkpoints(directory)
-    for step, loss in enumerate(losses, 1):
-        checkpoints.save(state_at(step), record_at(step), loss)
+    for step, score in enumerate(scores, 1):
+        checkpoints.save(step, state_at(step), record_at(step), score)
         checkpoints._manager.wait_until_finished()
     checkpoints.close()
 
@@ -40,24 +54,23 @@ def save(directory, losses):
 def assert_restores(directory, step):
     state, record = Checkpoints(directory).restore(state_at(0))
     expected = state_at(step)
-    assert state.step == step and record == record_at(step)
-    for name, value in expected.params.items():
-        np.testing.assert_array_equal(state.params[name], value)
-        assert state.params[name].dtype == value.dtype
-    assert state.opt_state == (7,) and state.average is None
+    assert record == record_at(step)
+    assert jax.tree.structure(state) == jax.tree.structure(expected)
+    for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_array_equal(a, b)
+        assert a.dtype == b.dtype
 
 
 def steps_in(directory):
     return sorted(int(path.name) for path in directory.iterdir())
 
 
-def test_without_one_the_state_is_the_callers(tmp_path):
-    state, record = Checkpoints(tmp_path / "none").restore(state_at(3))
-    assert state.step == 3 and record == Record([], {}, 0.0)
+def test_without_one_there_is_none(tmp_path):
+    assert Checkpoints(tmp_path / "none").restore(state_at(3)) is None
 
 
 def test_the_newest_two_and_the_best_are_kept(tmp_path):
-    save(tmp_path / "runs", [0.5, 0.2, None, 0.4, 0.3, None])
+    save(tmp_path / "runs", [-0.5, -0.2, None, -0.4, -np.inf, None])
     assert steps_in(tmp_path / "runs") == [2, 5, 6]
     assert_restores(tmp_path / "runs", 6)
 
@@ -91,7 +104,7 @@ def change_the_record(checkpoint):
 @pytest.mark.parametrize("damage", [truncate, flip_a_bit, lose_the_record, change_the_record])
 def test_a_damaged_one_is_set_aside_and_the_one_before_is_taken(tmp_path, capsys, damage):
     directory = tmp_path / "checkpoints"
-    save(directory, [0.5, 0.4, 0.3])
+    save(directory, [0.3, 0.4, 0.5])
     damage(directory / "3")
     assert_restores(directory, 2)
     assert "checkpoint 3 can't be read" in capsys.readouterr().out
@@ -99,7 +112,7 @@ def test_a_damaged_one_is_set_aside_and_the_one_before_is_taken(tmp_path, capsys
     (aside,) = (tmp_path / "damaged").iterdir()
     assert aside.name.startswith("3-") and largest_file(aside).exists()
     again = Checkpoints(directory)  # the same step can be saved again
-    again.save(state_at(3), record_at(3), 0.3)
+    again.save(3, state_at(3), record_at(3), 0.5)
     again.close()
     assert_restores(directory, 3)
 
@@ -113,8 +126,26 @@ def test_where_all_are_damaged_it_is_said_before_training_starts_anew(tmp_path):
         UserError, match="none of the checkpoints can be read; they are in .*damaged"
     ):
         Checkpoints(tmp_path / "checkpoints").restore(state_at(0))
-    state, record = Checkpoints(tmp_path / "checkpoints").restore(state_at(0))
-    assert state.step == 0 and record.history == []
+    assert Checkpoints(tmp_path / "checkpoints").restore(state_at(0)) is None
+
+
+def test_those_of_another_tree_are_refused_and_left_alone(tmp_path):
+    directory = tmp_path / "checkpoints"
+    save(directory, [0.5])
+    state = state_at(0)
+    kernel = state.opt_state[1].mu
+    for other, names in (
+        (state._replace(target={"kernel": kernel}), r"\.target\['kernel'\] float32 \[100, 40\]"),
+        (state._replace(memory={}), r"\.memory\['queue'\] bfloat16 \[2, 3\]"),
+        (state._replace(step=np.int64(0)), r"\.step int32 \[\]"),
+        (state._replace(params={"layers": state.params["layers"][::-1]}), "kernel"),
+    ):
+        with pytest.raises(
+            UserError, match=f"are of another network or optimizer .*{names}.*; give another dir"
+        ) as caught:
+            Checkpoints(directory).restore(other)
+        assert "\n" not in str(caught.value)
+    assert_restores(directory, 1)
 
 
 def failing_saves(directory, body):
@@ -142,7 +173,7 @@ def test_a_directory_that_vanished_is_said(tmp_path):
         """
         shutil.rmtree(directory)
         directory.write_text("a file in its place")
-        checkpoints.save(state_at(1), record_at(1), 0.5)
+        checkpoints.save(1, state_at(1), record_at(1), 0.5)
         checkpoints.close()
         """,
     )
@@ -169,7 +200,7 @@ def test_a_full_disk_is_said_and_the_last_good_one_stays(small_disk):
         directory,
         """
         for step in (2, 3, 4, 5):
-            checkpoints.save(state_at(step), record_at(step), 0.4)
+            checkpoints.save(step, state_at(step), record_at(step), 0.4)
         checkpoints.close()
         """,
     )

@@ -1,6 +1,5 @@
 """Every shipped config builds and takes a step; every wrong one is refused by a sentence."""
 
-from functools import partial
 from pathlib import Path
 
 import jax
@@ -8,13 +7,14 @@ import numpy as np
 import optax
 import pytest
 
-from retrieval_jax import config as configuration
-from retrieval_jax.build import build_recipe
-from retrieval_jax.config import check, check_against_data, check_hosts, default
+from retrieval_jax import build, config
+from retrieval_jax.build import Sizes
+from retrieval_jax.config import check, check_hosts, default
 from retrieval_jax.main import parse
+from retrieval_jax.objectives import Term
 from retrieval_jax.runtime.errors import UserError
 from retrieval_jax.training.checkpoints import Checkpoints
-from retrieval_jax.training.feed import DataSet
+from retrieval_jax.training.epoch import DataSet
 from retrieval_jax.training.logs import MetricLog
 from retrieval_jax.training.loop import train
 
@@ -33,19 +33,24 @@ def arguments(file, *overrides):
 @pytest.mark.parametrize("file", FILES, ids=lambda file: Path(file).name)
 def test_every_config_builds_and_takes_a_step(file, tmp_path):
     c, _ = parse(arguments(file, "--config.training.epochs=1", "--config.training.batch_size=8"))
-    check(c)
-    shape, classes = ((8, 8, 1), 10) if c.data.source == "digits" else ((32, 32, 3), 10)
-    check_against_data(c, shape, classes, fit=8, gallery=100)
+    build.experiment(c)
+    shape = (8, 8, 1) if c.data.source == "digits" else (32, 32, 3)
+    hint = c.objective.classification.weight > 0
+    recipe = build.recipe(c, Sizes(shape, 10, fit=64))
+    assert list(recipe.objective) == ["reconstruction", "classification"][: 1 + hint]
+    assert (recipe.model.head is not None) == hint
+    if not hint or c.data.source != "digits":  # the step is a part of it, or compiles for longer
+        return
     images = np.random.default_rng(0).integers(0, 256, (8, *shape), np.uint8)
     data = DataSet(images, np.arange(8, dtype=np.int32))
-    recipe = build_recipe(c, shape[2], classes, fit=8)._replace(validation_batch_size=8)
     checkpoints = Checkpoints(tmp_path / "checkpoints")
-    state, history = train(recipe, data, data, checkpoints, partial(MetricLog, tmp_path))
-    assert state.step == 1
-    assert np.isfinite(history[0]["fit"]["loss"])
-    assert ("classification" in history[0]["fit"]) == (c.objective.classification_weight > 0)
+    trained = train(recipe, data, data, checkpoints, MetricLog(tmp_path))
+    assert trained.state.step == 1
+    assert np.isfinite(trained.history[0]["fit"]["loss"])
+    assert set(trained.history[0]["fit"]) == {"loss", "reconstruction", "classification"}
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.py")), ids=lambda path: path.name)
 def test_every_config_opens_with_command_hardware_and_score(file):
     lines = file.read_text().split('"""')[1]
@@ -53,22 +58,24 @@ def test_every_config_opens_with_command_hardware_and_score(file):
         assert word in lines
 
 
+@pytest.mark.fast
 def test_the_reference_is_the_protocol():
     c = default()
     o = c.optimizer
-    assert (o.learning_rate, o.b1, o.b2, o.epsilon) == (1e-3, 0.9, 0.999, 1e-7)
+    assert (o.name, o.learning_rate, o.adamw.weight_decay) == ("adamw", 1e-3, 0)
+    assert (o.adamw.b1, o.adamw.b2, o.adamw.epsilon) == (0.9, 0.999, 1e-7)
     assert (c.training.epochs, c.training.batch_size) == (10, 32)
     assert (c.clustering.k, c.clustering.restarts, c.clustering.max_iterations) == (10, 10, 300)
     assert c.clustering.tolerance == 1e-4
     hint = parse(arguments(CONFIGS / "cifar10_hint.py"))[0]
     assert hint.data.queries == 3000 and hint.data.validation_fraction == 0.2
-    assert hint.objective.reconstruction_weight == hint.objective.classification_weight == 1
+    assert hint.objective.reconstruction.weight == hint.objective.classification.weight == 1
 
 
+@pytest.mark.fast
 def test_adam_is_the_textbooks():
     """Kingma and Ba 2015, algorithm 1, in float64."""
-    c = default()
-    optimizer = build_recipe(c, 1, 0, 64).optimizer
+    optimizer = build.recipe(default(), Sizes((8, 8, 1), 0, fit=64)).optimizer
     params = {"w": np.array([[1.0, -2.0], [0.5, 3.0]], np.float32)}
     state = optimizer.init(params)
     w, m, v = params["w"].astype(np.float64), 0.0, 0.0
@@ -81,25 +88,27 @@ def test_adam_is_the_textbooks():
     np.testing.assert_allclose(params["w"], w, rtol=1e-6)
 
 
+@pytest.mark.fast
 def test_decay_spares_biases_and_the_rate_follows_its_schedule():
     c = default()
-    c.optimizer.weight_decay = 0.5
+    c.optimizer.adamw.weight_decay = 0.5
     c.optimizer.warmup_fraction = 0.25
     c.optimizer.decay = "cosine"
     c.training.epochs = 4
-    optimizer = build_recipe(c, 1, 0, fit=64).optimizer  # 2 steps an epoch: 8 in all, 2 to rise
+    recipe = build.recipe(c, Sizes((8, 8, 1), 0, fit=64))  # 2 steps an epoch: 8 in all, 2 to rise
     params = {"kernel": np.ones((1, 1)), "bias": np.ones(1)}
     zero = jax.tree.map(np.zeros_like, params)
-    state = optimizer.init(params)
+    state = recipe.optimizer.init(params)
     rates = []
     for _ in range(8):
-        updates, state = optimizer.update(zero, state, params)
+        updates, state = recipe.optimizer.update(zero, state, params)
         assert updates["bias"] == 0
         rates.append(float(-updates["kernel"][0, 0] / 0.5 / 1e-3))
     cosine = [(1 + np.cos(np.pi * i / 6)) / 2 for i in range(6)]
     np.testing.assert_allclose(rates, [0, 0.5, *cosine], atol=1e-6)
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize(
     ("override", "says"),
     [
@@ -107,7 +116,8 @@ def test_decay_spares_biases_and_the_rate_follows_its_schedule():
         ("training.epoch=3", "names what isn't there: .*'epoch'"),
         ("training.epochs=three", "training.epochs"),
         ("training.epochs=1.5", "training.epochs"),
-        ("augmentation.flip=maybe", "augmentation.flip"),
+        ("views.main.flip.probability=maybe", "views.main.flip.probability"),
+        ("objective.classification.make=1", "objective.classification.make"),
         ("data=5", "data"),
     ],
 )
@@ -116,11 +126,12 @@ def test_wrong_keys_and_types_are_refused(override, says):
         parse(arguments(CONFIGS / "quickstart.py", f"--config.{override}"))
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize(
     ("line", "says"),
     [
-        ([], "--config=FILE is missing"),
-        (["--config=configs/none.py", "--workdir=x"], "can't be read"),
+        ([], "--config=CONFIG is missing"),
+        (["--config=configs/none.py", "--workdir=x"], "isn't there; give an existing file"),
         ([f"--config={CONFIGS / 'quickstart.py'}"], "--workdir=DIR is missing"),
         ([f"--config={CONFIGS / 'quickstart.py'}:both", "--workdir=x"], "systems vanilla and hint"),
         (
@@ -136,87 +147,141 @@ def test_wrong_command_lines_are_refused(line, says):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.fast
 def test_a_config_file_cannot_add_keys_or_change_types():
-    with pytest.raises(AttributeError, match="epoch"):
-        default().training.epoch = 1
+    for locked in (default(), default().objective.classification, default().views.main):
+        with pytest.raises(AttributeError, match="epoch"):
+            locked.epoch = 1
     with pytest.raises(TypeError):
         default().training.epochs = "ten"
+    with pytest.raises(TypeError):
+        default().objective.classification.label_smoothing = "much"
 
 
-def refusal(key, value):
+SIZES = Sizes((8, 8, 1), 10, fit=1000)
+
+
+def refusal(key, value, sizes=SIZES):
     c = default()
     with c.unlocked():
-        part, name = key.split(".") if "." in key else (None, key)
-        (c[part] if part else c)[name] = value
+        *parts, name = key.split(".")
+        part = c
+        for step in parts:
+            part = part[step]
+        part[name] = value
     with pytest.raises(UserError) as caught:
-        check(c)
-        check_against_data(c, (8, 8, 1), 10, fit=1000, gallery=1200)
+        build.experiment(c)
+        build.recipe(c, sizes)
+    assert "\n" not in str(caught.value)
     return str(caught.value)
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize(
     ("key", "value"),
     [
         ("data.source", "imagenet"),
+        ("data.directory", "s3://bucket"),
         ("optimizer.decay", "rise"),
         ("optimizer.name", "rmsprop"),
-        ("optimizer.momentum", 0.5),  # Adam has none
+        ("optimizer.sgd.momentum", 0.5),  # it is not chosen
+        ("optimizer.adamw.b2", 1.0),
+        ("optimizer.learning_rate", 0.0),
+        ("optimizer.learning_rate", float("inf")),
+        ("model.encoder.name", "transformer"),
+        ("model.encoder.convolutional.widths", ()),
+        ("model.encoder.convolutional.widths", (8, -8)),
+        ("model.encoder.convolutional.widths", (8, 8, 8, 8)),  # 16 does not divide the sides
+        ("model.encoder.convolutional.bottleneck", 0),
+        ("model.decoder.widths", (8,)),
+        ("model.decoder.widths", (8, 8, 8)),
+        ("model.decoder.momentum", 1.0),
         ("training.precision", "float16"),
+        ("training.monitor", "accuracy"),
         ("training.accumulation", 0),
         ("training.accumulation", 311),  # 310 batches in all
         ("training.profile_steps", 16),  # of 31 an epoch
         ("training.ema_decay", 1.0),
-        ("augmentation.border", "wrap"),
-        ("augmentation.brightness", 1.5),
-        ("augmentation.cutout", -1),
+        ("training.epochs", 0),
+        ("training.batch_size", 30),  # eight devices
+        ("training.batch_size", 4000),
+        ("views.main.count", 0),
+        ("views.main.flip.probability", 1.5),
         ("seed", -1),
         ("seed", 2**32),
-        ("training.epochs", 0),
-        ("training.batch_size", 30),  # four devices
-        ("training.batch_size", 4000),
         ("embedding.batch_size", 0),
+        ("embedding.average", True),  # there is no average
         ("clustering.k", 0),
-        ("clustering.k", 1201),
         ("clustering.tolerance", float("nan")),
         ("retrieval.neighbours", 4),
-        ("optimizer.learning_rate", 0.0),
-        ("optimizer.learning_rate", float("inf")),
-        ("optimizer.b2", 1.0),
         ("data.validation_fraction", 1.0),
-        ("objective.label_smoothing", 1.0),
-        ("objective.reconstruction_weight", -1.0),
-        ("objective.reconstruction_weight", 0.0),
-        ("model.encoder_widths", ()),
-        ("model.encoder_widths", (8, -8)),
-        ("model.encoder_widths", (8, 8, 8)),
         ("data.image_size", (32,)),
-        ("augmentation.shift", 8),
+        ("objective.reconstruction.weight", -1.0),
+        ("objective.reconstruction.weight", 0.0),
     ],
 )
 def test_impossible_values_are_refused_by_name(key, value):
     assert key in refusal(key, value)
 
 
-def test_keys_of_another_optimizer_are_refused_by_name():
+@pytest.mark.fast
+def test_a_term_that_is_left_out_is_not_checked_and_one_that_is_there_is():
+    c = default()
+    c.objective.classification.label_smoothing = 1.0
+    check(c)
+    c.objective.classification.weight = 1.0
+    with pytest.raises(UserError, match="^objective.classification.label_smoothing must be at le"):
+        build.experiment(c)
+
+
+@pytest.mark.fast
+def test_impossible_data_is_refused():
+    assert "the images are 10×8" in refusal("seed", 0, Sizes((10, 8, 1), 10, fit=100))
+    for classes, says in ((0, "has no labels"), (1, "one class only")):
+        sizes = Sizes((8, 8, 1), classes, fit=100)
+        for key, value in (("objective.classification.weight", 1.0), ("training.monitor", "knn")):
+            said = refusal(key, value, sizes)
+            assert says in said and key.removesuffix(".weight") in said
+    c = default()
+    c.training.monitor, c.data.validation_fraction = "nmi", 0.0
+    with pytest.raises(UserError, match="'nmi' but data.validation_fraction is 0"):
+        check(c)
+
+
+@pytest.mark.fast
+def test_keys_of_what_is_not_chosen_are_refused_with_the_cure():
     c = default()
     c.optimizer.name = "sgd"
-    c.optimizer.b1 = 0.5
-    with pytest.raises(UserError, match="optimizer.b1 is 0.5 .*'sgd', which has none; .*adam, ad"):
+    c.optimizer.adam.b1 = 0.5
+    with pytest.raises(
+        UserError,
+        match="optimizer.adam.b1 is 0.5 but optimizer.name is 'sgd'; set optimizer.name=adam, or",
+    ):
         check(c)
-    c.optimizer.name = "muon"
+    c.optimizer.name = "adam"
     check(c)
+    with pytest.raises(UserError, match="optimizer.name must be one of 'adamw', 'adam', 'sgd', 'l"):
+        c.optimizer.name = "rmsprop"
+        check(c)
 
 
+@pytest.mark.fast
 def test_the_recipe_is_what_the_config_says():
     c = default()
     c.training.precision = "bfloat16"
     c.training.accumulation = 4
     c.training.ema_decay = 0.99
+    c.training.monitor = "knn"
+    c.embedding.average = True
     c.optimizer.decay = "linear"
-    c.augmentation.flip = True
-    recipe = build_recipe(c, 3, 10, fit=64)  # 20 batches in all: 5 updates
+    c.views.main.flip.probability = 0.5
+    c.views.main.count = 2
+    recipe = build.recipe(c, Sizes((8, 8, 3), 10, fit=64))  # 20 batches in all: 5 updates
     assert recipe.model.encoder.dtype == recipe.model.decoder.dtype == jax.numpy.bfloat16
-    assert recipe.ema_decay == 0.99
+    assert recipe.model.decoder.channels == 3
+    assert recipe.ema_decay == 0.99 and recipe.average and recipe.averaged
+    assert recipe.monitor.name == "knn_accuracy"
+    assert recipe.precision == "float32" and recipe.views_per_image == 2
     params = {"kernel": np.ones((1, 1), np.float32)}
     state = recipe.optimizer.init(params)
     moves, update = [], jax.jit(recipe.optimizer.update)
@@ -227,28 +292,127 @@ def test_the_recipe_is_what_the_config_says():
     expected[3::4] = [1.0, 0.8, 0.6, 0.4, 0.2]
     np.testing.assert_allclose(moves, expected, rtol=1e-4)
     image = np.arange(6.0).reshape(1, 6, 1)
-    seen = {bool(recipe.augment(jax.random.key(i), image)[0, 0, 0] == 5) for i in range(9)}
+    (view,) = recipe.views
+    seen = {bool(view.augment(jax.random.key(i), image)[0, 0, 0] == 5) for i in range(9)}
     assert seen == {True, False}
+    plain = build.recipe(default(), Sizes((8, 8, 3), 10, fit=64))
+    assert plain.monitor is None and not plain.averaged and plain.views_per_image == 1
 
 
-def test_impossible_data_is_refused():
-    c = default()
-    with pytest.raises(UserError, match="10×8 don't divide by 4"):
-        check_against_data(c, (10, 8, 1), 0, fit=100, gallery=120)
-    c.objective.classification_weight = 1.0
-    with pytest.raises(UserError, match="has no labels"):
-        check_against_data(c, (8, 8, 1), 0, fit=100, gallery=120)
-    with pytest.raises(UserError, match="one class only"):
-        check_against_data(c, (8, 8, 1), 1, fit=100, gallery=120)
-
-
+@pytest.mark.fast
 def test_every_key_of_the_reference_says_what_it_is():
-    source = Path(configuration.__file__).read_text()
-    body = source.split("def default()")[1].split("return c.lock()")[0]
-    keys = [line for line in body.splitlines() if " = " in line and "ConfigDict()" not in line]
-    assert len(keys) > 30 and all("  # " in line for line in keys)
+    """The keys that `default` declares, and those of the functions, from their docstrings."""
+    rows = list(config.reference(default()))
+    assert len(rows) > 60 and not [key for key, _, text in rows if not text]
+    found = {key: (value, text) for key, value, text in rows}
+    assert found["seed"] == (0, "everything random follows from it")
+    assert found["optimizer.lars.weight_decay"] == (0.0, "of kernels, added to the gradient.")
+    assert "muon" in found["optimizer.name"][1]
+    assert not any("make" in key for key in found)
 
 
+@pytest.mark.fast
+def test_records_hold_every_key_as_json_has_it():
+    recorded = config.record(default())
+    assert recorded["model"]["encoder"]["convolutional"] == {
+        "make": "convolutional",
+        "widths": [32, 64],
+        "bottleneck": 128,
+        "momentum": 0.99,
+    }
+    assert recorded["data"]["image_size"] == [32, 32]
+
+
+def factory(rows, factor: float = 2.0, shape: tuple = (1,), dtype=np.float32):
+    """Makes something.
+
+    Args:
+      rows: how many.
+      factor: of everything.
+      shape: of each.
+      dtype: of all.
+    """
+    if factor < 0:
+        raise ValueError(f"factor must be at least 0, got {factor}")
+    if not shape:
+        raise ValueError("nothing has no shape")
+    return rows, factor, shape, dtype
+
+
+@pytest.mark.fast
+def test_a_part_is_made_of_its_keys_and_of_what_it_asks_for():
+    keys = config.keys_of(factory).lock()
+    assert set(keys) == {"make", "factor", "shape", "dtype"}
+    keys.factor = 3.0
+    made = build.make("parts.one", keys, rows=5, channels=3, dtype=np.float16)
+    assert made == (5, 3.0, (1,), np.float32)  # a key of its own goes before what is given
+    with pytest.raises(UserError, match="^parts.one: the parameter 'rows' of factory .*channels"):
+        build.make("parts.one", keys, channels=3)
+    keys.factor = -1.0
+    with pytest.raises(UserError, match="^parts.one.factor must be at least 0, got -1.0$"):
+        build.make("parts.one", keys, rows=1)
+    keys.update(factor=1.0, shape=())
+    with pytest.raises(UserError, match="^parts.one: nothing has no shape$"):
+        build.make("parts.one", keys, rows=1)
+
+
+@pytest.mark.fast
+def test_what_a_config_adds_is_a_key_like_any_other():
+    def rprop(rate, eta: float = 0.5):
+        """An optimizer."""
+        return optax.sgd(rate * eta)
+
+    def weightless(temperature: float = 1.0):
+        """A term that forgot its weight."""
+
+    c = default()
+    config.add(c.optimizer, rprop, eta=0.25)
+    c.optimizer.name = "rprop"
+    c.optimizer.learning_rate = 1.0
+    optimizer = build.recipe(c, Sizes((8, 8, 1), 0, fit=64)).optimizer
+    ones = {"w": np.ones(1)}
+    np.testing.assert_allclose(optimizer.update(ones, optimizer.init(ones))[0]["w"], -0.25)
+    with pytest.raises(AttributeError):
+        c.optimizer.rprop.gamma = 1.0
+    with pytest.raises(TypeError):
+        c.optimizer.rprop.eta = "half"
+    with pytest.raises(KeyError):
+        config.add(c.optimizer, rprop, gamma=1.0)
+    config.add(c.objective, weightless)
+    with pytest.raises(UserError, match="objective.weightless has no weight; give the function"):
+        check(c)
+
+
+@pytest.mark.fast
+def test_there_are_heads_for_what_the_terms_read_and_no_others():
+    def reading(*needs):
+        def term(weight: float = 1.0):
+            return Term(None, weight, needs=needs)
+
+        return term
+
+    parts = {
+        "reconstruction": {"decoder"},
+        "logits": {"head"},
+        "projection": {"projector"},
+        "prediction": {"projector", "predictor"},  # which reads the projection
+    }
+    image = jax.ShapeDtypeStruct((1, 8, 8, 1), np.float32)
+    for need, expected in parts.items():
+        c = default()
+        c.objective.reconstruction.weight = 0.0
+        config.add(c.objective, reading(need))
+        model = build.recipe(c, Sizes((8, 8, 1), 10, fit=64)).model
+        variables = jax.eval_shape(model.init, jax.random.key(0), image)
+        assert set(variables["params"]) == {"encoder"} | expected
+        outputs = jax.eval_shape(model.apply, variables, image)
+        assert getattr(outputs, need) is not None
+        names = {"decoder": "reconstruction", "head": "logits", "projector": "projection"}
+        absent = {name for part, name in names.items() if part not in expected}
+        assert all(getattr(outputs, name) is None for name in absent)
+
+
+@pytest.mark.fast
 @pytest.mark.parametrize(
     ("overrides", "says"),
     [
@@ -273,6 +437,7 @@ def test_hosts_that_cannot_meet_are_refused(overrides, says):
         check_hosts(c)
 
 
+@pytest.mark.fast
 def test_one_host_and_many_are_accepted():
     c = default()
     check_hosts(c)

@@ -18,8 +18,8 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from retrieval_jax.kmeans import kmeans
-from retrieval_jax.models import AutoEncoder, Decoder, Encoder, Head
-from retrieval_jax.objectives.objective import Batch, classification_term, reconstruction_term
+from retrieval_jax.models import Decoder, Encoder, Head, Network
+from retrieval_jax.objectives import Batch, classification, reconstruction
 from retrieval_jax.ranking import nearest
 from retrieval_jax.runtime import devices
 from retrieval_jax.training.step import create_state, train_step
@@ -29,7 +29,8 @@ with mock.patch.dict(os.environ):  # it sets what libtpu reads
     from tools import tpu_check
 
 AXIS = {"axis_name": devices.AXIS}
-MODEL = AutoEncoder(Encoder((2,), 4, **AXIS), Decoder((2,), 1, **AXIS), Head(3))
+MODEL = Network(Encoder((2,), 4, **AXIS), Decoder((2,), 1, **AXIS), Head(3))
+OBJECTIVE = {"reconstruction": reconstruction(1.0), "classification": classification(0.5)}
 OPTIMIZER = optax.sgd(0.1, momentum=0.9)
 SHARED, EVERYWHERE = P(devices.AXIS), P()
 
@@ -37,13 +38,14 @@ SHARED, EVERYWHERE = P(devices.AXIS), P()
 @pytest.fixture(scope="module")
 def batch():
     generator = np.random.default_rng(0)
-    images = generator.random((devices.count(), 4, 4, 1), np.float32)
-    return Batch(images, np.arange(devices.count(), dtype=np.int32) % 3)
+    images = generator.random((1, devices.count(), 4, 4, 1), np.float32)
+    rows = np.arange(devices.count(), dtype=np.int32)
+    return Batch((images,), rows % 3, rows)
 
 
 @pytest.fixture(scope="module")
 def state():
-    return create_state(MODEL, OPTIMIZER, jax.random.key(0), (4, 4, 1))
+    return create_state(MODEL, OBJECTIVE, OPTIMIZER, jax.random.key(0), (4, 4, 1))
 
 
 def across(function, in_specs, out_specs):
@@ -75,26 +77,26 @@ def same_after_export(function, *arguments):
 @pytest.fixture(scope="module")
 def step():
     """The training step on every device."""
-    objective = {
-        "reconstruction": reconstruction_term(1.0),
-        "classification": classification_term(0.5),
-    }
-    step = partial(
-        train_step, model=MODEL, objective=objective, optimizer=OPTIMIZER, axis_name=devices.AXIS
-    )
-    return across(step, (EVERYWHERE, SHARED), EVERYWHERE)
+    options = {"model": MODEL, "objective": OBJECTIVE, "optimizer": OPTIMIZER}
+
+    def step(state, batch, seed):
+        key = jax.random.key(seed)
+        return train_step(state, batch, key=key, axis_name=devices.AXIS, **options)
+
+    shares = Batch((P(None, devices.AXIS),), SHARED, SHARED)
+    return across(step, (EVERYWHERE, shares, EVERYWHERE), EVERYWHERE)
 
 
 def test_train_step(step, state, batch):
-    exported = same_after_export(step, state, batch)
+    exported = same_after_export(step, state, batch, jnp.uint32(0))
     assert exported.nr_devices == devices.count()
     assert "stablehlo.all_reduce" in exported.mlir_module()
 
 
 def test_embedding(state, batch):
     embed = jax.jit(partial(MODEL.apply, method="embed"))
-    exported = same_after_export(embed, state.variables, batch.images)
-    assert exported.out_avals[0].shape == (len(batch.images), 4)
+    exported = same_after_export(embed, state.variables, batch.images[0][0])
+    assert exported.out_avals[0].shape == (devices.count(), 4)
 
 
 POINTS = np.random.default_rng(1).normal(size=(8 * 128, 4)).astype(np.float32)
@@ -136,13 +138,14 @@ def test_ranking():
 
 
 def test_training_reduces_gradients_statistics_and_metrics_and_no_more(step, state, batch):
-    found = tpu_check.collectives(step.lower(state, batch).compile().as_text())
+    found = tpu_check.collectives(step.lower(state, batch, jnp.uint32(0)).compile().as_text())
     parameters = 3 * 3 * (1 * 2 + 2 * 4 + 4 * 2 + 2 * 1) + 2 + 4 + 2 + 1 + 4 * 3 + 3
     normalised = 2 + 4 + 2  # channels, each with a scale and a shift
-    statistics = 2 * 2 * normalised  # mean and mean square, forward and backward
+    # Mean and mean square, forward and backward; and the running ones, whoever reduced them.
+    statistics = 3 * 2 * normalised
     assert set(found) == {"all-reduce"}
-    # Three metrics: the two terms and their sum.
-    assert found["all-reduce"][1] == 4 * (parameters + 2 * normalised + statistics + 3)
+    # Three metrics, the two terms and their sum, and what divides each term.
+    assert found["all-reduce"][1] == 4 * (parameters + 2 * normalised + statistics + 3 + 2)
 
 
 def test_collectives_are_counted_to_the_byte():

@@ -1,4 +1,4 @@
-"""The autoencoder against the protocol's table and against plain NumPy and XLA convolutions."""
+"""The network against the protocol's table and against plain NumPy and XLA convolutions."""
 
 from functools import partial
 
@@ -8,18 +8,20 @@ import numpy as np
 import pytest
 from flax import linen as nn
 from jax.test_util import check_grads
-from numpy_model import autoencoder, randomised
+from numpy_model import autoencoder, mlp, randomised
 
 from retrieval_jax.models import (
-    AutoEncoder,
+    MLP,
     Decoder,
     Encoder,
     Head,
+    Network,
     conv_from_narrow,
     conv_mean,
     conv_to_narrow,
     upsample_conv,
 )
+from retrieval_jax.runtime.devices import quick_jit
 
 
 def sizes(tree):
@@ -34,11 +36,12 @@ def total(tree):
 
 
 def initial(model, shape=(1, 32, 32, 3)):
-    return jax.jit(model.init)(jax.random.key(0), jnp.zeros(shape))
+    return quick_jit(model.init)(jax.random.key(0), jnp.zeros(shape))
 
 
+@pytest.mark.fast
 def test_parameter_counts_are_the_protocols():
-    variables = jax.eval_shape(lambda: initial(AutoEncoder(Encoder(), Decoder())))
+    variables = jax.eval_shape(lambda: initial(Network(Encoder(), Decoder(), Head(10))))
     counts = {}
     for name, size in sizes(variables).items():
         _, part, layer, _ = name.split("/")
@@ -55,19 +58,14 @@ def test_parameter_counts_are_the_protocols():
         ("decoder", "conv2"): 73_792,
         ("decoder", "norm2"): 256,
         ("decoder", "output"): 1_731,
+        ("head", "dense"): 1_290,
     }
-    assert total(variables) == 318_019
-    assert total(variables["params"]) == 317_187
-
-
-def test_the_head_adds_1290_parameters():
-    variables = jax.eval_shape(lambda: initial(AutoEncoder(Encoder(), Decoder(), Head(10))))
-    assert total(variables["params"]["head"]) == 1_290
-    assert total(variables) == 319_309
+    assert total(variables) == 318_019 + 1_290
+    assert total(variables["params"]) == 317_187 + 1_290
 
 
 def test_initial_kernels_are_glorot_uniform_and_biases_zero():
-    params = initial(AutoEncoder(Encoder(), Decoder(), Head(10)))["params"]
+    params = initial(Network(Encoder(), Decoder(), Head(10)))["params"]
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         kind = path[-1].key
         if kind == "bias":
@@ -79,30 +77,24 @@ def test_initial_kernels_are_glorot_uniform_and_biases_zero():
             assert np.std(leaf) == pytest.approx(limit / np.sqrt(3), rel=0.05)
 
 
-@pytest.mark.parametrize(
-    ("shape", "encoder", "decoder"),
-    [
-        ((2, 8, 12, 1), Encoder((4,), 6), Decoder((5,), 1)),
-        ((1, 16, 8, 4), Encoder((3, 5, 7), 9), Decoder((4, 3, 2), 4)),
-    ],
-)
-def test_other_sizes_depths_and_channels(shape, encoder, decoder):
-    model = AutoEncoder(encoder, decoder)
+def test_other_depths_and_channels():
+    shape = (1, 16, 8, 4)
+    model = Network(Encoder((3, 5, 7), 9), Decoder((4, 3, 2), 4))
     images = jax.random.uniform(jax.random.key(1), shape)
     outputs = jax.jit(model.apply)(initial(model, shape), images)
-    assert outputs.reconstruction.shape == shape
-    assert outputs.embedding.shape == (shape[0], encoder.bottleneck)
+    assert outputs.reconstruction.shape == shape and outputs.embedding.shape == (1, 9)
     assert outputs.logits is None
     assert outputs.reconstruction.min() > 0 and outputs.reconstruction.max() < 1
 
 
+@pytest.mark.fast
 def test_sides_that_the_stride_does_not_divide_are_refused():
-    with pytest.raises(ValueError, match="divisible by 4, got 10×8"):
-        initial(AutoEncoder(Encoder(), Decoder()), (1, 10, 8, 3))
+    with pytest.raises(ValueError, match="divisible by 4; the images are 10×8: resize"):
+        initial(Network(Encoder(), Decoder()), (1, 10, 8, 3))
 
 
 def test_the_whole_model_equals_plain_numpy():
-    model = AutoEncoder(Encoder((3, 4), 5), Decoder((4, 3), 2), Head(6))
+    model = Network(Encoder((3, 4), 5), Decoder((4, 3), 2), Head(6))
     images = np.random.default_rng(0).random((2, 8, 12, 2), np.float32)
     variables = randomised(*jax.tree.flatten(initial(model, images.shape)), seed=1)
     outputs = jax.jit(model.apply)(variables, images)
@@ -112,34 +104,88 @@ def test_the_whole_model_equals_plain_numpy():
     np.testing.assert_allclose(outputs.embedding, embedding, rtol=2e-5)
     np.testing.assert_allclose(outputs.logits, logits, rtol=2e-5)
     np.testing.assert_allclose(outputs.reconstruction, reconstruction, rtol=2e-4, atol=1e-6)
-    embed = jax.jit(lambda *arguments: model.apply(*arguments, method="embed"))
-    np.testing.assert_allclose(embed(variables, images), embedding, rtol=2e-5)
+
+    @jax.jit
+    def methods(variables, images):
+        return [model.apply(variables, images, method=name) for name in ("embed", "reconstruct")]
+
+    embedded, reconstructed = methods(variables, images)
+    np.testing.assert_allclose(embedded, embedding, rtol=2e-5)
+    np.testing.assert_allclose(reconstructed, reconstruction, rtol=2e-4, atol=1e-6)
+
+
+class Flat(nn.Module):
+    """An encoder of another kind: it returns the embedding."""
+
+    @nn.compact
+    def __call__(self, images, train=False):
+        return nn.Dense(4, name="dense")(images.reshape(len(images), -1))
+
+
+@pytest.mark.parametrize("train", [False, True])
+def test_projector_and_predictor_equal_plain_numpy_on_an_encoder_without_a_map(train):
+    model = Network(Flat(), projector=MLP((6, 3)), predictor=MLP((5, 2)))
+    images = np.random.default_rng(0).random((7, 2, 3, 1), np.float32)
+    variables = randomised(*jax.tree.flatten(initial(model, images.shape)), seed=1)
+    assert set(variables["params"]) == {"encoder", "projector", "predictor"}
+    outputs, after = jax.jit(model.apply, static_argnames=("train", "mutable"))(
+        variables, images, train=train, mutable=("batch_stats",)
+    )
+    params, stats = variables["params"], variables["batch_stats"]
+    dense = params["encoder"]["dense"]
+    embedding = images.reshape(7, -1).astype(np.float64) @ dense["kernel"] + dense["bias"]
+    projection, one = mlp(params["projector"], stats["projector"], embedding, train)
+    prediction, two = mlp(params["predictor"], stats["predictor"], projection, train)
+    np.testing.assert_allclose(outputs.embedding, embedding, rtol=1e-5)
+    np.testing.assert_allclose(outputs.projection, projection, rtol=2e-4, atol=1e-5)
+    np.testing.assert_allclose(outputs.prediction, prediction, rtol=1e-3, atol=1e-4)
+    np.testing.assert_array_equal(model.apply(variables, images, method="embed"), outputs.embedding)
+    assert outputs.reconstruction is outputs.logits is None
+    if train:
+        expected = {"projector": one, "predictor": two}
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
+            dict(after["batch_stats"]),
+            expected,
+        )
+
+
+@pytest.mark.fast
+def test_a_decoder_needs_a_map():
+    with pytest.raises(ValueError, match=r"needs an encoder that returns a feature map .*\(1, 4\)"):
+        initial(Network(Flat(), Decoder()), (1, 8, 8, 1))
 
 
 def test_bfloat16_computes_within_its_rounding_and_keeps_the_rest_in_float32():
     """bfloat16 has 8 bits: 0.4 % a rounding; a few layers of it stay within 3 % of the largest."""
 
     def results(dtype):
-        model = AutoEncoder(Encoder((8,), 12, dtype=dtype), Decoder((8,), 3, dtype=dtype))
+        model = Network(Encoder((8,), 12, dtype=dtype), Decoder((8,), 3, dtype=dtype))
 
-        def loss(params):
-            outputs, updates = model.apply(
-                variables | {"params": params}, images, True, mutable=["batch_stats"]
-            )
-            return jnp.mean((outputs.reconstruction - images) ** 2), (outputs, updates)
+        @jax.jit
+        def all_of(variables, images):
+            def loss(params):
+                outputs, updates = model.apply(
+                    variables | {"params": params}, images, True, mutable=["batch_stats"]
+                )
+                return jnp.mean((outputs.reconstruction - images) ** 2), (outputs, updates)
 
-        gradients, (outputs, updates) = jax.jit(jax.grad(loss, has_aux=True))(variables["params"])
-        return gradients, outputs, updates
+            gradients, (outputs, updates) = jax.grad(loss, has_aux=True)(variables["params"])
+            if dtype == jnp.float32:
+                return gradients, outputs, updates
+            # The average over positions is the whole network's, or the encoder's own.
+            embedded = model.apply(variables, images, method="embed")
+            return gradients, outputs, updates, embedded, model.apply(variables, images).embedding
 
-    images = jax.random.uniform(jax.random.key(1), (4, 8, 8, 3))
-    variables = initial(AutoEncoder(Encoder((8,), 12), Decoder((8,), 3)), (1, 8, 8, 3))
+        return all_of(variables, images)
+
+    images = jax.random.uniform(jax.random.key(1), (4, 4, 4, 3))
+    variables = initial(Network(Encoder((8,), 12), Decoder((8,), 3)), (1, 4, 4, 3))
     gradients, outputs, updates = results(jnp.float32)
-    coarse = AutoEncoder(Encoder((8,), 12, dtype=jnp.bfloat16), Decoder((8,), 3))
-    embedding = coarse.apply(variables, images, method="embed")
-    averaged = coarse.apply(variables, images).embedding
-    assert embedding.dtype == jnp.float32
+    rounded_gradients, rounded_outputs, rounded_updates, embedding, averaged = rounded = results(
+        jnp.bfloat16
+    )
     assert 0 < np.abs(embedding - averaged).max() < 0.03 * np.abs(averaged).max()
-    rounded_gradients, rounded_outputs, rounded_updates = rounded = results(jnp.bfloat16)
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(rounded))
     for name in ("embedding", "reconstruction"):
         value, other = getattr(outputs, name), getattr(rounded_outputs, name)
@@ -177,9 +223,7 @@ FORMS = [
 
 
 @pytest.mark.parametrize(("fast", "plain"), FORMS)
-@pytest.mark.parametrize(
-    "shape", [(3, 5, 7, 4, 6), (1, 1, 1, 1, 1), (2, 4, 1, 3, 2), (1, 2, 9, 1, 5)]
-)
+@pytest.mark.parametrize("shape", [(3, 5, 7, 4, 6), (1, 1, 1, 1, 1), (1, 2, 9, 1, 5)])
 def test_a_convolution_equals_the_plain_layer_with_its_gradients(fast, plain, shape):
     n, height, width, ci, co = shape
     rng = np.random.default_rng(0)
@@ -212,7 +256,7 @@ def test_upsample_conv_refuses_another_kernel():
 
 
 def test_pooling_is_the_librarys():
-    from retrieval_jax.models.network import _max_pool_2x2
+    from retrieval_jax.models.encoders import _max_pool_2x2
 
     x = jax.random.normal(jax.random.key(0), (2, 6, 4, 3))
     expected, pullback = jax.vjp(lambda x: nn.max_pool(x, (2, 2), (2, 2)), x)

@@ -1,11 +1,14 @@
 """Optimizers and rates beside the textbooks in NumPy float64."""
 
+import inspect
+
 import jax
 import numpy as np
 import optax
 import pytest
 
-from retrieval_jax.training.optimizers import KEYS, build_optimizer, learning_rate
+from retrieval_jax.training import optimizers
+from retrieval_jax.training.optimizers import OPTIMIZERS, learning_rate
 
 NUMBERS = {"b1": 0.8, "b2": 0.95, "epsilon": 1e-6, "momentum": 0.7}
 PARAMS = {
@@ -19,8 +22,15 @@ def gradients(step):
     return {name: generator.normal(size=p.shape).astype(np.float32) for name, p in PARAMS.items()}
 
 
+def built(name, rate, **changes):
+    """The optimizer with those of the numbers that it takes."""
+    function = getattr(optimizers, name)
+    taken = inspect.signature(function).parameters
+    return function(rate, **{k: v for k, v in (NUMBERS | changes).items() if k in taken})
+
+
 def after(name, steps=4, rate=0.1, decay=0.0):
-    optimizer = build_optimizer(name, rate, weight_decay=decay, **NUMBERS)
+    optimizer = built(name, rate, weight_decay=decay)
     params, state = PARAMS, optimizer.init(PARAMS)
     for step in range(steps):
         updates, state = jax.jit(optimizer.update)(gradients(step), state, params)
@@ -56,6 +66,7 @@ def lars(p, grads, rate, decay):
     return p
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize(
     ("name", "decay", "textbook"),
     [
@@ -96,12 +107,18 @@ def test_muon_makes_a_kernels_update_orthogonal_as_a_matrix_of_inputs_by_outputs
     np.testing.assert_array_equal(decayed["bias"], after("muon", steps=1)["bias"])
 
 
-def test_another_name_is_refused():
-    with pytest.raises(ValueError, match="adam, adamw, sgd, lars, muon, got 'rmsprop'"):
-        build_optimizer("rmsprop", 0.1, weight_decay=0.0, **NUMBERS)
-    assert set(KEYS["muon"]) == {"weight_decay", *NUMBERS}
+@pytest.mark.fast
+@pytest.mark.parametrize("function", OPTIMIZERS, ids=lambda function: function.__name__)
+def test_what_is_out_of_range_is_refused_by_name(function):
+    wrong = {"b1": 1.0, "b2": -0.1, "epsilon": 0.0, "momentum": float("nan"), "weight_decay": -1.0}
+    taken = inspect.signature(function).parameters.keys() - {"rate"}
+    assert taken and taken <= wrong.keys()
+    for name in taken:
+        with pytest.raises(ValueError, match=f"^{name} must be .*, got {wrong[name]}"):
+            function(0.1, **{name: wrong[name]})
 
 
+@pytest.mark.fast
 def test_rates():
     assert learning_rate(0.5, 10, 0.0, "none") == 0.5
     half_cosine = [(1 + np.cos(np.pi * i / 6)) / 2 for i in range(7)]
@@ -114,5 +131,11 @@ def test_rates():
         np.testing.assert_allclose(
             [float(rate(step)) for step in range(9)], [0, 1, *(2 * np.array(fall))], atol=1e-6
         )
-    with pytest.raises(ValueError, match="got 'rise'"):
-        learning_rate(1.0, 8, 0.0, "rise")
+    for wrong, says in {
+        (1.0, 8, 0.0, "rise"): "decay must be .*, got 'rise'",
+        (0.0, 8, 0.0, "none"): "learning_rate must be a positive number, got 0.0",
+        (np.inf, 8, 0.0, "none"): "learning_rate must be",
+        (1.0, 8, 1.0, "none"): "warmup_fraction must be at least 0 and below 1, got 1.0",
+    }.items():
+        with pytest.raises(ValueError, match=f"^{says}"):
+            learning_rate(*wrong)

@@ -1,4 +1,4 @@
-"""The train and validation steps against NumPy float64, on one device and on several."""
+"""The loop: epochs, checkpoints, streams, what is refused; against a plain loop and NumPy."""
 
 import json
 import tracemalloc
@@ -10,143 +10,50 @@ import numpy as np
 import optax
 import pytest
 from flax import linen as nn
-from numpy_model import autoencoder, randomised
-from scipy.special import log_softmax
+from sklearn.neighbors import KNeighborsClassifier
 
 from retrieval_jax.data.images import LazyImages, view
-from retrieval_jax.models import AutoEncoder, Decoder, Encoder, Head
+from retrieval_jax.embedder import Embedder
+from retrieval_jax.kmeans import kmeans
+from retrieval_jax.models import MLP, Decoder, Encoder, Head, Network
 from retrieval_jax.numerics.keys import key_for
-from retrieval_jax.objectives.objective import Batch, classification_term, reconstruction_term
+from retrieval_jax.objectives import Term, classification, mean_of, reconstruction
 from retrieval_jax.runtime import devices
 from retrieval_jax.runtime.errors import Interrupted, UserError
+from retrieval_jax.training import monitor, optimizers, views
 from retrieval_jax.training.checkpoints import Checkpoints
-from retrieval_jax.training.epochs import Recipe, fit_batch
-from retrieval_jax.training.feed import DataSet, streamed
+from retrieval_jax.training.epoch import (
+    DataSet,
+    Epoch,
+    Recipe,
+    added,
+    fit_batch,
+    no_totals,
+    refreshed,
+    streamed,
+)
 from retrieval_jax.training.logs import MetricLog
-from retrieval_jax.training.loop import Watch, _parts, train
-from retrieval_jax.training.optimizers import build_optimizer
-from retrieval_jax.training.step import TrainState, create_state, train_step, validation_step
-from retrieval_jax.training.views import random_shift
+from retrieval_jax.training.loop import Profile, train
+from retrieval_jax.training.step import create_state
 
 WEIGHTS = {"reconstruction": 3.0, "classification": 0.5}
 OBJECTIVE = {
-    "reconstruction": reconstruction_term(WEIGHTS["reconstruction"]),
-    "classification": classification_term(WEIGHTS["classification"]),
+    "reconstruction": reconstruction(WEIGHTS["reconstruction"]),
+    "classification": classification(WEIGHTS["classification"]),
 }
-IMAGES = np.random.default_rng(0).random((8, 4, 8, 2), np.float32)
-LABELS = np.array([0, 2, 1, 1, 2, 0, 2, 2], np.int32)
-BATCH = Batch(IMAGES, LABELS)
-OTHER = Batch(np.random.default_rng(5).random(IMAGES.shape, np.float32), LABELS[::-1].copy())
 
 
 def small_model():
     axis = {"axis_name": devices.AXIS}
-    return AutoEncoder(Encoder((3,), 4, **axis), Decoder((3,), 2, **axis), Head(3))
+    return Network(Encoder((3,), 4, **axis), Decoder((3,), 2, **axis), Head(3))
 
 
-def random_state(optimizer):
-    state = create_state(small_model(), optimizer, jax.random.key(0), IMAGES.shape[1:])
-    leaves, structure = jax.tree.flatten((state.params, state.batch_stats))
-    params, stats = randomised(leaves, structure, seed=1)
-    return TrainState(state.step, params, stats, optimizer.init(params))
+class Linear(nn.Module):
+    """The least encoder: it compiles at once."""
 
-
-def numpy_terms(params, stats, train):
-    _, reconstruction, logits, new_stats = autoencoder(params, stats, IMAGES, train=train)
-    values = {
-        "reconstruction": ((reconstruction - IMAGES) ** 2).mean((1, 2, 3)),
-        "classification": -log_softmax(logits, 1)[np.arange(len(LABELS)), LABELS],
-    }
-    return {"loss": sum(WEIGHTS[name] * v for name, v in values.items()), **values}, new_stats
-
-
-def step_on(count, state, optimizer, batches=(BATCH,), ema_decay=0.0):
-    """The state and metrics after a step on each batch, on the first `count` devices."""
-    mapped = jax.pmap(
-        partial(
-            train_step,
-            model=small_model(),
-            objective=OBJECTIVE,
-            optimizer=optimizer,
-            axis_name=devices.AXIS,
-            ema_decay=ema_decay,
-        ),
-        axis_name=devices.AXIS,
-        devices=jax.devices()[:count],
-    )
-    state = jax.tree.map(lambda x: jnp.stack([x] * count), state)
-    for batch in batches:
-        shared = jax.tree.map(lambda x: x.reshape(count, -1, *x.shape[1:]), batch)
-        state, metrics = mapped(state, shared)
-    for leaf in jax.tree.leaves((state, metrics)):
-        np.testing.assert_array_equal(leaf, np.broadcast_to(leaf[0], leaf.shape))
-    return jax.tree.map(lambda x: np.asarray(x[0]), (state, metrics))
-
-
-@pytest.mark.parametrize("count", [1, 2, 4])
-def test_one_step_equals_numpy_on_any_number_of_devices(count):
-    optimizer = optax.sgd(1.0)  # parameters change by exactly minus the gradient
-    before = random_state(optimizer)
-    after, metrics = step_on(count, before, optimizer)
-    expected, new_stats = numpy_terms(before.params, before.batch_stats, train=True)
-    for name, values in expected.items():
-        np.testing.assert_allclose(metrics[name], values.mean(), rtol=2e-5)
-    for part, layers in new_stats.items():
-        for layer, values in layers.items():
-            for name, value in values.items():
-                np.testing.assert_allclose(after.batch_stats[part][layer][name], value, rtol=1e-4)
-    assert after.step == 1
-
-    # The gradient along random directions, by central differences of the float64 loss.
-    leaves, structure = jax.tree.flatten(before.params)
-    gradient = [
-        b.astype(np.float64) - a for b, a in zip(leaves, jax.tree.leaves(after.params), strict=True)
-    ]
-    generator = np.random.default_rng(2)
-    for _ in range(6):
-        direction = [generator.normal(size=leaf.shape) for leaf in leaves]
-
-        def loss_at(offset, direction=direction):
-            moved = [leaf + offset * d for leaf, d in zip(leaves, direction, strict=True)]
-            terms, _ = numpy_terms(structure.unflatten(moved), before.batch_stats, train=True)
-            return terms["loss"].mean()
-
-        slope = (loss_at(1e-6) - loss_at(-1e-6)) / 2e-6
-        along = sum((g * d).sum() for g, d in zip(gradient, direction, strict=True))
-        assert along == pytest.approx(slope, rel=2e-3, abs=1e-4)
-
-
-def test_several_steps_are_the_same_on_any_number_of_devices():
-    optimizer = optax.adam(1e-2, eps=1e-7)
-    state = random_state(optimizer)
-    one, two, four = (step_on(count, state, optimizer, 5 * (BATCH,)) for count in (1, 2, 4))
-    for other in (two, four):
-        for a, b in zip(
-            jax.tree.leaves(one[0].params), jax.tree.leaves(other[0].params), strict=True
-        ):
-            np.testing.assert_allclose(a, b, rtol=2e-2, atol=2e-4)
-        assert other[1]["loss"] == pytest.approx(one[1]["loss"], rel=1e-3)
-
-
-def test_validation_counts_only_real_rows():
-    state = random_state(optax.sgd(1.0))
-    mask = np.array([True] * 5 + [False] * 3)
-    images = np.where(mask[:, None, None, None], IMAGES, np.float32(1e30))  # overflows every loss
-    step = partial(
-        validation_step, model=small_model(), objective=OBJECTIVE, axis_name=devices.AXIS
-    )
-    shared = [x.reshape(4, 2, *x.shape[1:]) for x in (images, LABELS, mask)]
-    state = jax.tree.map(np.asarray, state)
-    sums = jax.pmap(
-        lambda images, labels, mask: step(state, Batch(images, labels), mask),
-        axis_name=devices.AXIS,
-    )(*shared)
-    expected, _ = numpy_terms(state.params, state.batch_stats, train=False)
-    assert sums["count"][0] == 5
-    for name, values in expected.items():
-        np.testing.assert_allclose(sums[name][0], values[mask].sum(), rtol=2e-5)
-    _, _, logits, _ = autoencoder(state.params, state.batch_stats, IMAGES)
-    assert sums["accuracy"][0] == (logits.argmax(1) == LABELS)[mask].sum()
+    @nn.compact
+    def __call__(self, images, train=False):
+        return nn.Dense(4, name="dense")(images.reshape(len(images), -1))
 
 
 def recipe(**changes):
@@ -155,17 +62,37 @@ def recipe(**changes):
             "model": small_model(),
             "objective": OBJECTIVE,
             "optimizer": optax.adam(1e-3),
-            "augment": lambda key, image: image,
-            "ema_decay": 0.0,
+            "views": (views.view([]),),
             "epochs": 3,
             "batch_size": 8,
-            "validation_batch_size": 4,
+            "validation_batch_size": 8,
             "steps_per_call": 1,
-            "streaming": False,
             "seed": 0,
         }
         | changes
     )
+
+
+def small_recipe(term, **changes):
+    """Of one term on the embeddings of `Linear`."""
+    return recipe(model=Network(Linear()), objective={"term": term}, **changes)
+
+
+def small(seen):
+    """The least loss of embeddings."""
+    return mean_of(jnp.square(seen.outputs.embedding).sum(-1), seen.batch)
+
+
+def far(seen):
+    """A loss behind BatchNorm."""
+    return mean_of(jnp.square(seen.outputs.projection - 3).sum(-1), seen.batch)
+
+
+def like(recipe):
+    """What its checkpoints hold."""
+    parts, key = (recipe.model, recipe.objective, recipe.optimizer), jax.random.key(0)
+    state = create_state(*parts, key, (4, 8, 2), averaged=recipe.averaged)
+    return Epoch(jax.device_get(state), no_totals(recipe))
 
 
 def data_set(count, seed=0):
@@ -177,159 +104,110 @@ def data_set(count, seed=0):
 def train_in(workdir, recipe, fit, validation, **options):
     workdir.mkdir(exist_ok=True)
     checkpoints = Checkpoints(workdir / "checkpoints")
-    return train(recipe, fit, validation, checkpoints, partial(MetricLog, workdir), **options)
+    return train(recipe, fit, validation, checkpoints, MetricLog(workdir), **options)
 
 
-def test_the_loop_resumes_to_the_same_bits(tmp_path):
-    fit, validation = data_set(20), data_set(7, seed=1)
-    whole, history = train_in(tmp_path / "whole", recipe(), fit, validation)
-    train_in(tmp_path / "parts", recipe(epochs=2), fit, validation)
-    resumed, resumed_history = train_in(tmp_path / "parts", recipe(), fit, validation)
-    for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(resumed), strict=True):
+def assert_same(tree, other):
+    assert jax.tree.structure(tree) == jax.tree.structure(other)
+    for a, b in zip(jax.tree.leaves(tree), jax.tree.leaves(other), strict=True):
         np.testing.assert_array_equal(a, b)
 
-    def without_time(rows):
-        return [{key: row[key] for key in ("epoch", "step", "fit", "validation")} for row in rows]
 
-    assert without_time(history) == without_time(resumed_history)
-    assert [row["step"] for row in history] == [2, 4, 6]
-    written = (tmp_path / "parts" / "metrics.jsonl").read_text().splitlines()
-    assert [json.loads(line) for line in written] == resumed_history
-    assert list(history[0]["fit"]) == ["loss", "reconstruction", "classification"]
-    assert list(history[0]["validation"])[-1] == "accuracy"
+def without_time(rows):
+    return [{key: row[key] for key in ("epoch", "step", "fit", "validation")} for row in rows]
 
 
-@pytest.mark.parametrize(("steps_per_call", "streaming"), [(1, False), (1, True), (2, False)])
-def test_it_stops_inside_an_epoch_and_ends_with_the_same_bits(tmp_path, steps_per_call, streaming):
-    fit, validation = data_set(43), data_set(7, seed=1)  # 5 steps an epoch
-    changed = recipe(epochs=2, steps_per_call=steps_per_call, streaming=streaming)
-    whole, history = train_in(tmp_path / "whole", changed, fit, validation)
-    starts, left = 0, [0]
+def interrupted_and_resumed(workdir, recipe, fit, validation, calls=2):
+    """The end of a run that is told to stop after every two compiled calls; the steps saved."""
+    left, saved = [0], []
 
     def asked_to_stop():
         left[0] -= 1
         return left[0] == 0
 
     while True:
-        left[0] = 2  # calls a start
+        left[0] = calls
         try:
-            resumed, resumed_history = train_in(
-                tmp_path / "parts", changed, fit, validation, asked_to_stop=asked_to_stop
-            )
-            break
+            ended = train_in(workdir, recipe, fit, validation, asked_to_stop=asked_to_stop)
+            return ended, saved
         except Interrupted:
-            starts += 1
-            steps = [int(path.name) for path in (tmp_path / "parts" / "checkpoints").iterdir()]
-            # Two calls further; the last of an epoch is shorter.
-            assert max(steps) == ([2, 4, 6, 8] if steps_per_call == 1 else [4, 7])[starts - 1]
-    assert starts >= 2
-    for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(resumed), strict=True):
-        np.testing.assert_array_equal(a, b)
-    for row, resumed_row in zip(history, resumed_history, strict=True):
-        for part in ("fit", "validation"):
-            assert row[part] == resumed_row[part]
+            saved.append(max(int(path.name) for path in (workdir / "checkpoints").iterdir()))
+
+
+@pytest.mark.parametrize(("steps_per_call", "streaming"), [(1, False), (1, True), (2, False)])
+def test_it_stops_anywhere_and_ends_with_the_same_bits(tmp_path, steps_per_call, streaming):
+    """With two batches an update, an averaged network, and the optimizer of the largest state."""
+    fit, validation = data_set(43), data_set(7, seed=1)  # 5 steps an epoch
+    changed = recipe(
+        model=Network(Linear(), head=Head(3), projector=MLP((4, 3), devices.AXIS)),
+        objective={"far": Term(far), "classification": classification(0.5)},
+        epochs=2,
+        steps_per_call=steps_per_call,
+        streaming=streaming,
+        ema_decay=0.9,
+        optimizer=optax.MultiSteps(optimizers.muon(1e-2), 2).gradient_transformation(),
+    )
+    whole = train_in(tmp_path / "whole", changed, fit, validation)
+    # Two calls further each time; the last call of an epoch is shorter.
+    resumed, saved = interrupted_and_resumed(tmp_path / "parts", changed, fit, validation)
+    assert saved == ([2, 4, 6, 8] if steps_per_call == 1 else [4, 7])
+    assert_same(whole.state, resumed.state)
+    assert without_time(whole.history) == without_time(resumed.history)
+    assert [row["step"] for row in whole.history] == [5, 10]
+    assert whole.state.opt_state.gradient_step == 5
+    assert list(whole.history[0]["fit"]) == ["loss", "far", "classification"]
+    assert list(whole.history[0]["validation"])[-1] == "accuracy"
+    written = (tmp_path / "parts" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in written] == resumed.history
+    # More epochs go on where fewer ended, and a finished run does nothing.
+    if not streaming:
+        return
+    short = train_in(tmp_path / "longer", changed._replace(epochs=1), fit, validation)
+    assert short.state.step == 5 and short.first_step > 0
+    longer = train_in(tmp_path / "longer", changed, fit, validation)
+    assert_same(whole.state, longer.state)
+    done = train_in(tmp_path / "longer", changed, fit, validation)
+    assert_same(whole.state, done.state)
+    assert done.first_step is None and done.history == longer.history
+
+
+def test_a_start_from_other_parameters_is_the_optimizers_and_the_averages_too(tmp_path):
+    """An optimizer that pulls each parameter back to where it began, and a rate of nothing."""
+
+    def update(updates, start, params):
+        return jax.tree.map(lambda s, p: 0.5 * (s - p), start, params), start
+
+    anchored = optax.GradientTransformation(lambda params: params, update)
+    changed = small_recipe(Term(small), epochs=1, optimizer=anchored, ema_decay=lambda step: 1.0)
+    state, _, _ = train_in(
+        tmp_path,
+        changed,
+        data_set(16),
+        data_set(0),
+        start_from=lambda params: jax.tree.map(lambda p: np.full_like(p, 3), params),
+    )
+    for leaf in jax.tree.leaves((state.params, state.opt_state, state.target)):
+        np.testing.assert_array_equal(leaf, 3)
 
 
 def test_long_epochs_are_saved_inside(tmp_path):
     checkpoints = Checkpoints(tmp_path / "checkpoints", seconds=0)
     saved = []
     save = checkpoints.save
-    checkpoints.save = lambda state, *rest: saved.append(int(state.step)) or save(state, *rest)
-    log_to = partial(MetricLog, tmp_path)
-    train(recipe(epochs=2), data_set(27), data_set(0), checkpoints, log_to)
+    checkpoints.save = lambda step, *rest: saved.append(step) or save(step, *rest)
+    changed = small_recipe(Term(small), epochs=2)
+    train(changed, data_set(27), data_set(0), checkpoints, MetricLog(tmp_path))
     assert saved == [1, 2, 3, 4, 5, 6]
 
 
-def test_accumulation_and_averages_resume_to_the_same_bits_too(tmp_path):
-    """Two batches an update and three an epoch: the checkpoint lies between two halves."""
-    fit, validation = data_set(24), data_set(7, seed=1)
-    both = recipe(
-        epochs=2,
-        ema_decay=0.9,
-        optimizer=optax.MultiSteps(build_muon(), 2).gradient_transformation(),
-    )
-    whole, _ = train_in(tmp_path / "whole", both, fit, validation)
-    train_in(tmp_path / "parts", both._replace(epochs=1), fit, validation)
-    resumed, _ = train_in(tmp_path / "parts", both, fit, validation)
-    assert jax.tree.structure(whole) == jax.tree.structure(resumed)
-    for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(resumed), strict=True):
-        np.testing.assert_array_equal(a, b)
-    assert whole.opt_state.gradient_step == 3 and whole.opt_state.mini_step == 0
-
-
-def build_muon():
-    return build_optimizer(
-        "muon", 1e-2, b1=0.9, b2=0.999, epsilon=1e-7, momentum=0.9, weight_decay=0.1
-    )
-
-
-def test_accumulated_gradients_are_the_batches_mean():
-    optimizer = optax.MultiSteps(optax.sgd(1.0), 2).gradient_transformation()
-    start = random_state(optimizer)
-    half, _ = step_on(2, start, optimizer)
-    for a, b in zip(jax.tree.leaves(half.params), jax.tree.leaves(start.params), strict=True):
-        np.testing.assert_array_equal(a, b)
-    after, _ = step_on(2, start, optimizer, batches=(BATCH, OTHER))
-    plain = optax.sgd(1.0)
-    gradients = [
-        jax.tree.map(np.subtract, start.params, step_on(2, at, plain, batches=(batch,))[0].params)
-        for at, batch in (
-            (start._replace(opt_state=plain.init(start.params)), BATCH),
-            (half._replace(opt_state=plain.init(start.params)), OTHER),
-        )
-    ]
-    expected = jax.tree.map(lambda p, a, b: p - (a + b) / 2, start.params, *gradients)
-    for a, b in zip(jax.tree.leaves(after.params), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
-
-
-def test_averages_are_the_debiased_exponential_ones():
-    decay, optimizer = 0.7, optax.sgd(0.5)
-    state = random_state(optimizer)
-    state = state._replace(average=jax.tree.map(jnp.zeros_like, state.variables))
-    visited = []
-    for _ in range(4):
-        state, _ = step_on(2, state, optimizer, ema_decay=decay)
-        visited.append({"params": state.params, "batch_stats": state.batch_stats})
-    weights = np.array([decay**age for age in (3, 2, 1, 0)], np.float64)
-    weights /= weights.sum()
-    expected = jax.tree.map(
-        lambda *leaves: sum(w * leaf for w, leaf in zip(weights, leaves, strict=True)), *visited
-    )
-    assert state.variables is state.average
-    for a, b in zip(jax.tree.leaves(state.average), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-5)
-
-
-def test_validation_is_of_the_averages():
-    optimizer = optax.sgd(1.0)
-    state = random_state(optimizer)
-    other = jax.tree.map(lambda leaf: leaf + 0.5, state.variables)
-    step = partial(
-        validation_step, model=small_model(), objective=OBJECTIVE, axis_name=devices.AXIS
-    )
-    check = jax.pmap(
-        lambda state: step(state, BATCH, jnp.ones(len(LABELS), bool)),
-        axis_name=devices.AXIS,
-        devices=jax.devices()[:1],
-    )
-    averaged, replaced = (
-        check(jax.tree.map(lambda x: jnp.asarray(x)[None], changed))["loss"]
-        for changed in (state._replace(average=other), state._replace(**other))
-    )
-    np.testing.assert_array_equal(averaged, replaced)
-
-
-def test_ragged_validation_equals_one_batch(tmp_path):
-    fit, validation = data_set(8), data_set(7, seed=1)
-    rows = [
-        train_in(
-            tmp_path / str(size), recipe(epochs=1, validation_batch_size=size), fit, validation
-        )[1]
-        for size in (3, 64)
-    ]
-    for name, value in rows[0][0]["validation"].items():
-        assert value == pytest.approx(rows[1][0]["validation"][name], rel=1e-5)
+def test_ragged_validation_is_the_mean_of_all(tmp_path):
+    validation = data_set(19, seed=1)
+    term = small_recipe(Term(small), epochs=1, validation_batch_size=3)  # rounded up to 8
+    state, history, _ = train_in(tmp_path, term, data_set(8), validation)
+    dense = state.params["encoder"]["dense"]
+    pixels = validation.images.reshape(19, -1) / 255
+    expected = ((pixels @ dense["kernel"].astype(np.float64) + dense["bias"]) ** 2).sum(1).mean()
+    assert history[0]["validation"]["term"] == pytest.approx(expected, rel=1e-5)
 
 
 def test_an_epoch_visits_every_image_once(tmp_path):
@@ -344,7 +222,8 @@ def test_an_epoch_visits_every_image_once(tmp_path):
         np.zeros(16, np.int32),
     )
     for epochs in (1, 2):  # the second call does the second epoch alone
-        train_in(tmp_path, recipe(epochs=epochs, batch_size=8, augment=watch), fit, data_set(0))
+        watching = small_recipe(Term(small), epochs=epochs, views=(views.View(watch, 1),))
+        train_in(tmp_path, watching, fit, data_set(0))
         jax.effects_barrier()
         rows = np.rint(np.stack(seen)[:, 0, 0, 0] * 255).astype(int)
         assert sorted(rows) == [*range(16)]
@@ -382,8 +261,9 @@ class PlainAutoEncoder(nn.Module):
 
 def plain_losses(fit, epochs, batch_size):
     """Mean total loss of each epoch, by a loop over plain Flax and optax on one device."""
-    state = create_state(small_model(), SGD, key_for(0, "init"), fit.images.shape[1:])
-    params, stats, moments = state.params, state.batch_stats, state.opt_state
+    state = create_state(small_model(), OBJECTIVE, SGD, key_for(0, "init"), fit.images.shape[1:])
+    params, moments = state.params, state.opt_state
+    stats = state.collections["batch_stats"]
 
     @jax.jit
     def step(params, stats, moments, images, labels):
@@ -416,7 +296,8 @@ def plain_losses(fit, epochs, batch_size):
 
 def test_each_program_of_the_loop_is_compiled_once(tmp_path, caplog):
     with jax.log_compiles():
-        train_in(tmp_path, recipe(epochs=2), data_set(24), data_set(20, seed=1))
+        changed = small_recipe(Term(small), epochs=2)
+        train_in(tmp_path, changed, data_set(24), data_set(20, seed=1))
     # Mapped functions all have this name, and arguments of their own.
     compiled = [r.getMessage() for r in caplog.records if "Compiling jit(_fun)" in r.getMessage()]
     shapes = [message.split("Argument mapping")[0] for message in compiled]
@@ -426,7 +307,7 @@ def test_each_program_of_the_loop_is_compiled_once(tmp_path, caplog):
 def test_two_epochs_are_a_plain_loops_whatever_the_steps_of_a_call(tmp_path):
     fit, validation = data_set(45), data_set(20, seed=1)
     two_epochs = recipe(epochs=2, optimizer=SGD)
-    (one, one_history), (many, many_history) = (
+    (one, one_history, _), (many, many_history, _) = (
         train_in(tmp_path / str(n), two_epochs._replace(steps_per_call=n), fit, validation)
         for n in (1, 3)  # five steps an epoch: calls of 3 and 2
     )
@@ -442,69 +323,79 @@ def test_two_epochs_are_a_plain_loops_whatever_the_steps_of_a_call(tmp_path):
 def test_draws_do_not_depend_on_the_number_of_devices():
     data = data_set(16)
     rows = np.random.default_rng(3).permutation(16)
-    shifted = recipe(augment=partial(random_shift, pixels=2))
+
+    def moved(key, image):
+        return jnp.roll(image, jax.random.randint(key, (2,), 0, 4), (0, 1))
+
+    small = views.view([views.crop(size=2, scale=(0.2, 0.6))])
+    shifted = recipe(views=(views.View(moved, 2), small))
     batches = []
-    for count in (1, 2, 8):
+    for count in (1, 8):
         mapped = jax.pmap(
-            lambda rows: fit_batch(shifted, jnp.int32(7), jax.tree.map(jnp.asarray, data), rows),
+            lambda rows: fit_batch(
+                shifted, jnp.int32(7), jax.tree.map(jnp.asarray, data), rows, rows
+            ),
             axis_name=devices.AXIS,
             devices=jax.devices()[:count],
         )
         batch = mapped(rows.reshape(count, -1))
-        batches.append(np.concatenate(list(np.asarray(batch.images))))
+        batches.append([np.concatenate(list(np.asarray(group)), 1) for group in batch.images])
         np.testing.assert_array_equal(np.concatenate(list(batch.labels)), data.labels[rows])
-    for other in batches[1:]:
-        np.testing.assert_array_equal(other, batches[0])
-    assert not np.array_equal(batches[0], data.images[rows] / np.float32(255))
+        np.testing.assert_array_equal(np.concatenate(list(batch.rows)), rows)
+    for one, eight in zip(*batches, strict=True):
+        np.testing.assert_array_equal(one, eight)
+    plain = data.images[rows] / np.float32(255)
+    large, small = batches[0]
+    assert large.shape == (2, *plain.shape) and small.shape == (1, 16, 2, 2, 2)
+    for drawn in large:
+        assert not np.array_equal(drawn, plain)
+    assert not np.array_equal(*large)
 
 
-def test_the_first_step_is_told_and_the_steps_after_it_are_traced(tmp_path):
-    told = []
-    watch = Watch(lambda: told.append(True), tmp_path / "profile", profile_steps=3)
-    for steps in range(6), range(0, 6, 2), range(0, 6, 4), range(1, 6, 2), range(0, 6, 6):
-        parts = _parts(steps, watch)
-        assert sorted(step for part, _ in parts for step in part) == list(steps)
-        assert all(
-            min(6 - step, steps.step) == min(part.stop - step, part.step)
-            for part, _ in parts
-            for step in part
-        )
-    assert [list(part) for part, _ in _parts(range(6), watch)] == [[0], [1, 2, 3], [4, 5]]
-    assert [part for part, _ in _parts(range(6), None)] == [range(6)]
-    workdir = tmp_path / "run"
-    workdir.mkdir()
-    checkpoints = Checkpoints(workdir / "checkpoints")
-    train(
-        recipe(epochs=2, steps_per_call=2),
+def test_the_steps_after_the_first_call_are_traced_in_whole_calls(tmp_path):
+    trained = train_in(
+        tmp_path,
+        small_recipe(Term(small), epochs=2, steps_per_call=2),
         data_set(40),
         data_set(0),
-        checkpoints,
-        partial(MetricLog, workdir),
-        watch,
+        profile=Profile(tmp_path / "profile", 3),
     )
-    assert told == [True]
+    assert trained.first_step > 0
     (trace,) = (tmp_path / "profile").rglob("*.xplane.pb")
     assert trace.stat().st_size > 1000
 
 
+@pytest.mark.fast
+def test_totals_keep_what_rounding_takes_and_the_first_bad_step():
+    totals = jax.tree.map(jnp.asarray, no_totals(recipe(objective={"x": Term(None)})))
+    add = jax.jit(added)
+    values = np.r_[1e8, np.random.default_rng(0).random(300)].astype(np.float32)
+    for step, value in enumerate(values, 1):
+        totals = add(totals, step, {"loss": value, "x": np.float32(step)})
+    assert totals.sums["loss"] == np.float32(values.astype(np.float64).sum())
+    assert totals.bad_step == 0
+    for step, value in ((302, np.nan), (303, np.inf)):
+        totals = add(totals, step, {"loss": np.float32(1), "x": np.float32(value)})
+    assert totals.bad_step == 302 and np.isnan(totals.bad["x"])
+
+
 @pytest.mark.parametrize("steps_per_call", [1, 3])
-@pytest.mark.parametrize("term", ["reconstruction", "classification"])
-def test_a_loss_that_is_not_finite_stops_and_names_step_and_term(tmp_path, term, steps_per_call):
+def test_a_loss_that_is_not_finite_stops_and_names_step_and_term(tmp_path, steps_per_call):
     fit = data_set(40)
     # An image each spoils the second and the third batch of epoch 2.
     fit.labels[:] = np.isin(np.arange(40), epoch_order(0, 2, 40)[[12, 20]])
-    _, history = train_in(tmp_path, recipe(epochs=1), fit, data_set(4))
+    good = small_recipe(Term(small), steps_per_call=steps_per_call)
+    good = good._replace(objective={"a": Term(small), "b": Term(small)})
+    _, history, _ = train_in(tmp_path, good._replace(epochs=1), fit, data_set(4))
 
-    def poisoned(outputs, batch):
-        value = OBJECTIVE[term].loss(outputs, batch)
-        return jnp.where(batch.labels == 1, jnp.inf, value)
+    def poisoned(seen):
+        return small(seen)._replace(sum=jnp.where(seen.batch.labels == 1, jnp.inf, 0).sum())
 
-    objective = OBJECTIVE | {term: OBJECTIVE[term]._replace(loss=poisoned)}
-    with pytest.raises(UserError, match=f"'{term}' is not finite at step 7 \\(epoch 2\\)"):
-        changed = recipe(objective=objective, steps_per_call=steps_per_call)
-        train_in(tmp_path, changed, fit, data_set(4))
-    state, kept = Checkpoints(tmp_path / "checkpoints").restore(random_state(optax.adam(1e-3)))
-    assert kept.history == history and state.step == 5
+    bad = good._replace(objective={"a": Term(small), "b": Term(poisoned)})
+    with pytest.raises(UserError, match="the loss 'b' is not finite at step 7 \\(epoch 2\\)"):
+        train_in(tmp_path, bad, fit, data_set(4))
+    epoch, record = Checkpoints(tmp_path / "checkpoints").restore(like(good))
+    assert record["history"] == history and epoch.state.step == 5
 
 
 @pytest.mark.parametrize(
@@ -513,20 +404,21 @@ def test_a_loss_that_is_not_finite_stops_and_names_step_and_term(tmp_path, term,
 )
 def test_parameters_that_are_not_finite_are_never_saved(tmp_path, images, stop, where):
     explode = optax.stateless(lambda updates, _: jax.tree.map(lambda u: u * jnp.nan, updates))
-    changed = recipe(optimizer=explode, epochs=1)
+    changed = small_recipe(Term(small), optimizer=explode, epochs=1)
     with pytest.raises(UserError, match=f"not finite {where}"):
         train_in(tmp_path, changed, data_set(images), data_set(4), asked_to_stop=lambda: stop)
-    _, kept = Checkpoints(tmp_path / "checkpoints").restore(random_state(explode))
-    assert kept.history == [] and not any(p.name.isdigit() for p in tmp_path.glob("checkpoints/*"))
+    assert not any(p.name.isdigit() for p in tmp_path.glob("checkpoints/*"))
 
 
 def test_a_stream_trains_to_the_same_numbers(tmp_path):
     fit, validation = data_set(27), data_set(7, seed=1)
     lazy = [DataSet(view(x, np.arange(len(x))), y) for x, y in (fit, validation)]
-    states, rows = zip(
-        train_in(tmp_path / "memory", recipe(epochs=2), fit, validation),
-        train_in(tmp_path / "stream", recipe(epochs=2, streaming=True), *lazy),
-        train_in(tmp_path / "array", recipe(epochs=2, streaming=True), fit, validation),
+    changed = small_recipe(Term(small), epochs=2)
+    streaming = changed._replace(streaming=True)
+    states, rows, _ = zip(
+        train_in(tmp_path / "memory", changed, fit, validation),
+        train_in(tmp_path / "stream", streaming, *lazy),
+        train_in(tmp_path / "array", streaming, fit, validation),
         strict=True,
     )
     for part in ("fit", "validation"):
@@ -542,15 +434,14 @@ def test_a_stream_goes_on_at_the_exact_example():
     order[2, 11:] = -1
     whole, rest = list(streamed(data, order)), list(streamed(data, order, start=2))
     assert len(whole) == 3 and len(rest) == 1
-    for step, (part, places) in zip([0, 1, 2, 2], whole + rest, strict=True):
-        assert part.images.shape == (8, 2, 4, 8, 2) and places.shape == (8, 1, 2)
-        real = np.ravel(places) >= 0
-        np.testing.assert_array_equal(real, order[step] >= 0)
-        np.testing.assert_array_equal(np.ravel(places)[real] % 2, np.arange(16)[real] % 2)
-        rows = order[step][real]
+    for step, (part, rows, places) in zip([0, 1, 2, 2], whole + rest, strict=True):
+        assert part.images.shape == (8, 2, 4, 8, 2) and rows.shape == places.shape == (8, 1, 2)
+        np.testing.assert_array_equal(np.ravel(rows), order[step])
+        np.testing.assert_array_equal(np.reshape(places, (8, 2)), 8 * [[0, 1]])
+        real = order[step] >= 0
         images = np.reshape(part.images, (16, 4, 8, 2))
-        np.testing.assert_array_equal(images[real], data.images[rows])
-        np.testing.assert_array_equal(np.ravel(part.labels)[real], data.labels[rows])
+        np.testing.assert_array_equal(images[real], data.images[order[step][real]])
+        np.testing.assert_array_equal(np.ravel(part.labels)[real], data.labels[order[step][real]])
         assert len(part.images.sharding.device_set) == 8
 
 
@@ -570,3 +461,154 @@ def test_neither_host_nor_devices_hold_more_than_a_few_batches_of_a_stream():
     finally:
         tracemalloc.stop()
     assert held < 5 * bytes_of_batch and peak < 10 * bytes_of_batch
+
+
+def queue(size=20):
+    """A term that remembers the last embeddings, as MoCo does."""
+
+    def memory(shapes):
+        return {"queue": jnp.zeros((size, shapes.embedding.shape[1])), "at": jnp.int32(0)}
+
+    def loss(seen):
+        embedding = seen.outputs.embedding[0]
+        new = jax.lax.all_gather(jax.lax.stop_gradient(embedding), seen.axis_name, tiled=True)
+        at = (seen.memory["at"] + jnp.arange(len(new))) % size
+        after = {"queue": seen.memory["queue"].at[at].set(new), "at": (at[-1] + 1) % size}
+        apart = jnp.square(embedding[:, None] - seen.memory["queue"]).sum(-1).mean(1)
+        return mean_of(apart, seen.batch)._replace(memory=after)
+
+    return Term(loss, memory=memory)
+
+
+def prototypes(k, rows):
+    """A term that draws each embedding to its centroid of the last k-means, as DeepCluster does."""
+
+    def memory(shapes):
+        return {
+            "cluster": jnp.full(rows, -1),
+            "centroids": jnp.zeros((k, shapes.embedding.shape[1])),
+        }
+
+    def refresh(memory, key, embeddings, rows_here, axis):
+        weights = (rows_here >= 0).astype(jnp.float32)
+        found = kmeans(key, embeddings, k, weights=weights, restarts=1, axis_name=axis)
+        at = jax.lax.all_gather(rows_here, axis, tiled=True)
+        labels = jax.lax.all_gather(found.labels, axis, tiled=True)
+        cluster = memory["cluster"].at[jnp.where(at < 0, rows, at)].set(labels, mode="drop")
+        return {"cluster": cluster, "centroids": found.centroids}
+
+    def loss(seen):
+        own = seen.memory["centroids"][seen.memory["cluster"][seen.batch.rows]]
+        return mean_of(jnp.square(seen.outputs.embedding - own).sum(-1), seen.batch)
+
+    return Term(loss, memory=memory, refresh=refresh)
+
+
+def test_what_terms_remember_is_saved_and_goes_on_to_the_same_bits(tmp_path):
+    """k-means sees all fit images before each epoch, and not when one is taken up inside."""
+    fit, validation = data_set(43), data_set(7, seed=1)  # 5 steps an epoch, 43 rows
+    changed = small_recipe(queue(), epochs=2)
+    changed = changed._replace(objective={"queue": queue(), "prototypes": prototypes(3, 43)})
+    whole = train_in(tmp_path / "whole", changed, fit, validation)
+    resumed, saved = interrupted_and_resumed(tmp_path / "parts", changed, fit, validation, 3)
+    assert saved == [3, 6, 9]
+    assert_same(whole.state, resumed.state)
+    assert without_time(whole.history) == without_time(resumed.history)
+    memory = whole.state.memory
+    # 80 embeddings have gone into the queue of 20.
+    assert memory["queue"]["at"] == 80 % 20
+    assert np.all(memory["queue"]["queue"].any(1))
+    # Before epoch 2, each row was at its nearest centroid, by the network of that time.
+    first = train_in(tmp_path / "first", changed._replace(epochs=1), fit, validation)
+    embeddings = Embedder.from_state(changed.model, first.state.variables)(fit.images)
+    centroids = memory["prototypes"]["centroids"].astype(np.float64)
+    apart = ((embeddings[:, None] - centroids) ** 2).sum(2)
+    np.testing.assert_array_equal(memory["prototypes"]["cluster"], apart.argmin(1))
+    assert len(set(memory["prototypes"]["cluster"])) == 3
+    # Taken up between two epochs.
+    assert_same(whole.state, train_in(tmp_path / "first", changed, fit, validation).state)
+
+
+def test_memory_of_all_fit_rows_is_the_same_on_any_number_of_devices():
+    embeddings = np.random.default_rng(0).normal(size=(300, 4)).astype(np.float32)
+    embeddings += 9 * np.eye(4, dtype=np.float32)[np.arange(300) % 3]
+    term = small_recipe(prototypes(3, 300))
+    state = jax.tree.map(jnp.asarray, like(term).state)
+    found = []
+    for count in (1, 4):
+        share = -(-300 // (count * 128)) * 128
+        rows = np.r_[np.arange(300), np.full(count * share - 300, -1)].astype(np.int32)
+        padded = np.where(rows[:, None] >= 0, embeddings[rows], 0)
+        mapped = jax.pmap(
+            partial(refreshed, term, state),
+            axis_name=devices.AXIS,
+            devices=jax.devices()[:count],
+        )
+        memory = mapped(padded.reshape(count, share, 4), rows.reshape(count, share)).memory["term"]
+        for leaf in jax.tree.leaves(memory):
+            np.testing.assert_array_equal(leaf, np.broadcast_to(leaf[0], leaf.shape))
+        # Clusters by the order of their first rows.
+        _, first, cluster = np.unique(memory["cluster"][0], return_index=True, return_inverse=True)
+        order = np.argsort(first)
+        found.append((np.argsort(order)[cluster], memory["centroids"][0][order]))
+    for cluster, centroids in found:
+        np.testing.assert_array_equal(cluster, np.arange(300) % 3)
+        means = [embeddings[i::3].mean(0) for i in range(3)]
+        np.testing.assert_allclose(centroids, means, atol=1e-5)
+
+
+def test_the_monitor_picks_the_best_checkpoint_and_judges_the_network_that_embeds(tmp_path):
+    """The loss falls all the time; the score falls too: the first epoch stays to the end."""
+    fit, validation = data_set(16), data_set(30, seed=1)
+    scores = iter([0.9, 0.2, 0.3, 0.4])
+    seen = []
+
+    def score(embeddings, labels):
+        seen.append(embeddings)
+        np.testing.assert_array_equal(labels, validation.labels)
+        return next(scores)
+
+    changed = small_recipe(
+        Term(small),
+        epochs=4,
+        optimizer=optax.sgd(1e-2),
+        ema_decay=lambda step: 0.9,
+        average=True,
+        monitor=monitor.Monitor("mine", score),
+    )
+    state, history, _ = train_in(tmp_path, changed, fit, validation)
+    assert [row["validation"]["mine"] for row in history] == [0.9, 0.2, 0.3, 0.4]
+    losses = [row["validation"]["loss"] for row in history]
+    assert losses == sorted(losses, reverse=True)
+    steps = sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir())
+    assert steps == [2, 6, 8]
+    averaged = Embedder.from_state(changed.model, state.target)(validation.images)
+    np.testing.assert_allclose(seen[-1], averaged, rtol=1e-6)
+    latest = Embedder.from_state(changed.model, state.variables)(validation.images)
+    assert not np.allclose(seen[-1], latest)
+    # The loss is the average's too.
+    assert losses[-1] == pytest.approx(np.square(averaged.astype(np.float64)).sum(1).mean())
+
+
+def test_the_scores_of_embeddings():
+    generator = np.random.default_rng(0)
+    labels = generator.integers(0, 3, 90).astype(np.int32)
+    embeddings = generator.normal(size=(90, 2)) + 1.5 * np.eye(3, 2)[labels]
+    embeddings = embeddings.astype(np.float32)
+    right = 0
+    for i in range(90):
+        others = np.arange(90) != i
+        votes = KNeighborsClassifier(20).fit(embeddings[others], labels[others])
+        right += votes.predict(embeddings[[i]])[0] == labels[i]
+    assert monitor.knn().score(embeddings, labels) == pytest.approx(right / 90)
+    # Those without a label neither vote nor count.
+    more = np.concatenate([embeddings, embeddings[::-1]])
+    hidden = np.concatenate([labels, np.full(90, -1, np.int32)])
+    assert monitor.knn().score(more, hidden) == pytest.approx(right / 90)
+    apart = embeddings + 90 * np.eye(3, 2)[labels].astype(np.float32)
+    assert monitor.nmi(3, seed=0).score(apart, labels) == pytest.approx(1)
+    shuffled = generator.permutation(labels)
+    assert monitor.nmi(3, seed=0).score(apart, shuffled) < 0.2
+    # Too few to have neighbours.
+    assert monitor.knn().score(embeddings[:1], labels[:1]) == 0
+    assert monitor.knn().score(embeddings[:2], np.array([-1, -1])) == 0

@@ -40,15 +40,15 @@ from jax.sharding import Mesh, NamedSharding  # noqa: E402
 from jax.sharding import PartitionSpec as P  # noqa: E402
 
 from configs import cifar10_hint, cifar10_vanilla  # noqa: E402
-from retrieval_jax.build import build_recipe  # noqa: E402
+from retrieval_jax import build  # noqa: E402
 from retrieval_jax.kmeans import kmeans  # noqa: E402
 from retrieval_jax.kmeans._passes import dense_statistics, move  # noqa: E402
 from retrieval_jax.kmeans._points import Points  # noqa: E402
 from retrieval_jax.kmeans.assignment import chunk_rows  # noqa: E402
-from retrieval_jax.objectives.objective import Batch  # noqa: E402
+from retrieval_jax.objectives import Batch  # noqa: E402
 from retrieval_jax.ranking import nearest  # noqa: E402
 from retrieval_jax.runtime import devices  # noqa: E402
-from retrieval_jax.training.epochs import Recipe  # noqa: E402
+from retrieval_jax.training.epoch import Recipe  # noqa: E402
 from retrieval_jax.training.step import TrainState, as_float, create_state, train_step  # noqa: E402
 from tools.tpu_plan import CHIPS, RESULTS, compiled_table  # noqa: E402
 
@@ -101,10 +101,10 @@ def _bytes(shape: tuple[str, str]) -> int:
 
 
 def recipe_and_state(config: Any) -> tuple[Recipe, TrainState]:
-    """The config's recipe, and the shapes of its state."""
-    recipe = build_recipe(config, IMAGE[-1], CLASSES, FIT_IMAGES)
-    create = partial(create_state, recipe.model, recipe.optimizer, image_shape=IMAGE)
-    return recipe, jax.eval_shape(create, jax.random.key(0))
+    """The config's recipe, and its initial state."""
+    recipe = build.recipe(config, build.Sizes(IMAGE, CLASSES, FIT_IMAGES))
+    parts = recipe.model, recipe.objective, recipe.optimizer
+    return recipe, create_state(*parts, jax.random.key(0), IMAGE)
 
 
 def training(config: Any, batch: int) -> Program:
@@ -117,21 +117,23 @@ def training(config: Any, batch: int) -> Program:
             model=recipe.model,
             objective=recipe.objective,
             optimizer=recipe.optimizer,
+            key=jax.random.key(0),
             axis_name=devices.AXIS,
         )
         mapped = jax.pmap(step, axis_name=devices.AXIS, devices=chips, donate_argnums=0)
-        images = jax.ShapeDtypeStruct((batch, *IMAGE), jnp.float32)
-        labels = jax.ShapeDtypeStruct((batch,), jnp.int32)
-        return mapped.lower(*_on_every((state, Batch(images, labels)), len(chips)))
+        images = jax.ShapeDtypeStruct((1, batch, *IMAGE), jnp.float32)
+        numbers = jax.ShapeDtypeStruct((batch,), jnp.int32)
+        return mapped.lower(*_on_every((state, Batch((images,), numbers, numbers)), len(chips)))
 
     def size(tree: Any) -> int:
         return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
-    # Statistics are reduced on the way forward and their gradients on the way back; the metrics
-    # are the terms and their weighted sum, which XLA sees is the same where there is one of 1.
+    # Statistics are reduced on the way forward and their gradients on the way back, and the running
+    # ones once more; the metrics are the terms and their weighted sum, which XLA sees is the same
+    # where there is one of 1. A count divides each term.
     terms = len(recipe.objective)
-    metrics = 4 * (terms + 1 if terms > 1 else 1)
-    total = size(state.params) + 2 * size(state.batch_stats) + metrics
+    metrics = 4 * (terms + 1 if terms > 1 else 1) + 4 * terms
+    total = size(state.params) + 3 * size(state.collections) + metrics
     return Program(lower, frozenset({"all-reduce"}), total)
 
 

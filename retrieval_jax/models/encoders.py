@@ -7,6 +7,7 @@ defaults are the config's keys; of those without, it gets what it names of
 
     axis_name  the mapped axis of devices, for BatchNorm over the whole batch
     dtype      what to compute in (`training.precision`)
+    channels   of the images
 """
 
 from __future__ import annotations

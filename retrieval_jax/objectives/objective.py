@@ -58,7 +58,7 @@ class Loss(NamedTuple):
 
     sum: jax.Array  # float32 scalar, over this device's share
     count: jax.Array  # type: ignore[assignment]  # float32 scalar, what divides it
-    memory: Any = ()  # the term's own, after this step; the same on every device
+    memory: Any = None  # the term's own, after this step, the same on every device; None: as before
 
 
 class Term(NamedTuple):
@@ -116,11 +116,12 @@ def evaluate(
 
     Each term sees its own memory and a key of its own.
     """
-    losses = {}
+    losses, after = {}, {}
     for name, term in objective.items():
         key = jax.random.fold_in(seen.key, zlib.crc32(name.encode()))
-        losses[name] = term.loss(seen._replace(memory=memory[name], key=key))
-    return losses, {name: loss.memory for name, loss in losses.items()}
+        losses[name] = loss = term.loss(seen._replace(memory=memory[name], key=key))
+        after[name] = memory[name] if loss.memory is None else loss.memory
+    return losses, after
 
 
 def totalled(objective: Objective, means: Mapping[str, Any], step: Any) -> dict[str, Any]:

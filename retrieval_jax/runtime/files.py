@@ -194,5 +194,6 @@ def checksum(tree: Any) -> int:
 
     value = 0
     for leaf in jax.tree.leaves(tree):
-        value = zlib.crc32(np.ascontiguousarray(leaf).data, value)
+        # As bytes: not every type, bfloat16 for one, is a buffer.
+        value = zlib.crc32(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8).data, value)
     return value

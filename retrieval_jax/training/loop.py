@@ -180,7 +180,10 @@ def _first_epoch(
     initial = Epoch(jax.device_get(state), no_totals(recipe))
     found = checkpoints.restore(initial)
     if found is None:
-        state = initial.state._replace(params=start_from(initial.state.params))
+        params = start_from(initial.state.params)
+        # Some optimizers' state is of the parameters' values.
+        opt_state = jax.device_get(recipe.optimizer.init(params))
+        state = initial.state._replace(params=params, opt_state=opt_state)
         if state.target is not None:
             state = state._replace(target=state.variables)
         return initial._replace(state=state), [], 0.0

@@ -44,6 +44,8 @@ def nmi(k: int, seed: int) -> Monitor:
 
 def _knn_accuracy(embeddings: np.ndarray, labels: np.ndarray, k: int = 20) -> float:
     embeddings, labels = embeddings[labels >= 0], labels[labels >= 0]
+    if len(labels) < 2:  # nobody has a neighbour
+        return 0.0
     k = min(k, len(labels) - 1)
     found = np.asarray(sharded.nearest(embeddings, embeddings, k, exclude_self=True).indices)
     votes = jax.nn.one_hot(labels[found], labels.max() + 1).sum(1)

@@ -163,6 +163,11 @@ def train_step(
 
     gradients, (metrics, collections, memory) = jax.grad(mean_loss, has_aux=True)(state.params)
     gradients, metrics = lax.pmean((gradients, metrics), axis_name)
+    # Those of a module that doesn't reduce them would be different on every device.
+    collections = jax.tree.map(
+        lambda x: lax.pmean(x, axis_name) if jnp.issubdtype(x.dtype, jnp.inexact) else x,
+        collections,
+    )
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     after = TrainState(state.step + 1, params, collections, opt_state, None, memory)
