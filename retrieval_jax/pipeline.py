@@ -1,12 +1,14 @@
-"""One run, end to end: data, train, embed, cluster, score, rank, report."""
+"""One run, end to end: data, train, embed, cluster, rank, score, map, baselines, report."""
 
 from __future__ import annotations
 
 import json
+import shlex
 import time
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
@@ -17,20 +19,30 @@ from tqdm import tqdm
 
 from retrieval_jax import config as configuration
 from retrieval_jax import stages
-from retrieval_jax.data.images import ImageSet, LazyImages
-from retrieval_jax.report.page import write_report
-from retrieval_jax.report.results import left_out, of_clustering, of_provenance, of_training
-from retrieval_jax.report.write import write_figures
-from retrieval_jax.runtime import hosts
+from retrieval_jax.data.images import ImageSet, LazyImages, names_of
+from retrieval_jax.report import page
+from retrieval_jax.report.map import lay_out
+from retrieval_jax.report.results import (
+    Device,
+    Provenance,
+    Results,
+    describe_data,
+    finished,
+    left_out,
+    plain,
+    typed,
+    write,
+)
+from retrieval_jax.runtime import hosts, provenance
 from retrieval_jax.runtime.errors import Interrupted, UserError
-from retrieval_jax.runtime.files import checksum, in_one_sentence, write_json
+from retrieval_jax.runtime.files import checksum, in_one_sentence, write_arrays, write_json
 from retrieval_jax.runtime.interruption import Interruption
 from retrieval_jax.runtime.program_cache import keep_programs
 from retrieval_jax.runtime.progress import say
-from retrieval_jax.runtime.stage_cache import kept, read_results
+from retrieval_jax.runtime.stage_cache import kept
 from retrieval_jax.runtime.workdir import claim, differences, open_workdir
 
-STAGES = ("data", "train", "embed", "cluster", "score", "rank", "report")
+STAGES = ("data", "train", "embed", "cluster", "rank", "score", "map", "baselines", "report")
 
 
 def run(
@@ -40,7 +52,7 @@ def run(
     *,
     started: float | None = None,
     interruption: Interruption | None = None,
-) -> dict[str, Any]:
+) -> Results:
     """Does everything that the config says and leaves it in the workdir.
 
     The same call on a workdir that an interrupted run left goes on where that one was: inside an
@@ -79,10 +91,10 @@ def run(
             data, parts, classes = stages.load(config)
             _claim_data(workdir, data)
             say(f"  {data.description}")
-        finished = hosts.from_first(read_results(workdir) if hosts.is_first() else None)
-        if finished is not None:
+        complete = hosts.from_first(plain(finished(workdir)) if hosts.is_first() else None)
+        if complete is not None:
             say("this run is complete")
-            return finished
+            return typed(Results, complete)
         with stage("train"), interruption.deferred() as asked_to_stop:
             model, state, history = stages.fit(
                 config, workdir, data, parts, classes, tell_first_step, asked_to_stop
@@ -90,10 +102,11 @@ def run(
             # Of all epochs, those before an interruption included.
             seconds["train"] = sum(row["seconds"] for row in history)
         with stage("embed"):
+            embed = stages.embedder(config, model)
             arrays, seconds["embed"] = kept(
                 workdir / "embeddings.npz",
                 checksum(state.variables),
-                lambda: stages.embed_all(config, model, state, data, parts)._asdict(),
+                lambda: stages.embed_all(embed, state, data, parts)._asdict(),
             )
             embeddings = stages.Embeddings(**arrays)
         with stage("cluster"):
@@ -102,43 +115,73 @@ def run(
                 checksum(arrays),
                 lambda: stages.cluster(config, embeddings),
             )
-        with stage("score"):
-            scores = stages.clustering_scores(data, parts, clusters)
         with stage("rank"):
             neighbours, seconds["rank"] = kept(
                 workdir / "neighbours.npz",
                 checksum([arrays, clusters]),
                 lambda: stages.rank(config, parts, embeddings, clusters),
             )
-            retrieval = stages.retrieval_scores(data, parts, neighbours)
+        with stage("score"):
+            scores = stages.score(config, data, parts, embeddings, clusters, neighbours)
+        points = config.report.tsne_points
+        placed = None
+        with stage("map"):
+            if points > 0:
+                placed, seconds["map"] = kept(
+                    workdir / "map.npz",
+                    checksum([arrays, points, config.seed]),
+                    lambda: lay_out(embeddings.gallery, points, config.seed)._asdict(),
+                )
+        with stage("baselines"):
+            baselines = stages.score_baselines(config, data, parts, embed, model)
+        results = Results(
+            name=config.name,
+            seconds={},
+            training=stages.training_record(config, state, history, next(iter(first_step), None)),
+            scores=scores,
+            left_out=left_out(
+                labelled=data.labels is not None,
+                validated=len(parts.validation) > 0,
+                gallery=len(parts.gallery),
+                map_points=points,
+            ),
+            provenance=Provenance(
+                command=shlex.join(["python", "-m", "retrieval_jax.main", *arguments]),
+                config=config.to_dict(),
+                versions=provenance.versions(),
+                device=typed(Device, provenance.device()),
+                seed=config.seed,
+                date=datetime.now(UTC).isoformat(timespec="seconds"),
+                data=describe_data(data, parts),
+                peak_memory_mb=provenance.peak_memory_mb(),
+            ),
+            baselines=baselines,
+        )
         with stage("report"):
             reconstructions = stages.reconstruct_examples(config, model, state, data, parts)
             if hosts.is_first():
-                figures = write_figures(
-                    workdir,
-                    config,
-                    history=history,
-                    data=data,
-                    parts=parts,
-                    embeddings=embeddings.gallery,
+                examples = page.choose_examples(
+                    data.images,
+                    data.labels,
+                    parts.gallery,
+                    parts.queries,
+                    neighbours["cluster_indices"],
+                    config.report.examples,
                     reconstructions=reconstructions,
-                    neighbours=neighbours["cluster_indices"],
+                    mapped=None if placed is None else placed["rows"],
                 )
-        results: dict[str, Any] = {
-            "format": 1,
-            "name": config.name,
-            "seconds": seconds,
-            "training": of_training(config, state, history)
-            | {"first_step": next(iter(first_step), None)},
-            "clustering": of_clustering(config, clusters) | scores,
-            "retrieval": retrieval,
-            "left_out": left_out(config, data, parts),
-            "provenance": of_provenance(config, data, parts, arguments),
-        }
+                write_arrays(workdir / "examples.npz", **examples)
+                called = {
+                    "gallery": names_of(data.names, parts.gallery),
+                    "queries": names_of(data.names, parts.queries),
+                }
+                write_json(workdir / "images.json", called)
+                figures = page.draw(workdir, results)
+        results = results._replace(seconds=seconds)
         if hosts.is_first():
             with in_one_sentence(workdir):
-                write_report(results, figures, workdir / "report.html")
-                write_json(workdir / "results.json", results)  # last: with it the run is complete
+                page.write_page(workdir, results, figures)
+                write(workdir, results)  # last: with it the run is complete
     return results
 
 

@@ -12,22 +12,25 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
+from retrieval_jax import baselines, evaluation
 from retrieval_jax import config as configuration
-from retrieval_jax import evaluation, sharded
+from retrieval_jax.baselines import Embedded, colour_histogram, raw_pixels
 from retrieval_jax.build import build_recipe, load_images
-from retrieval_jax.data.images import ImageSet, view
+from retrieval_jax.data.images import ImageSet, LazyImages, view
 from retrieval_jax.data.split import Split, split
-from retrieval_jax.kmeans import predict
 from retrieval_jax.models import AutoEncoder
 from retrieval_jax.numerics.distances import unit
 from retrieval_jax.numerics.keys import key_for
 from retrieval_jax.ranking import Neighbours
-from retrieval_jax.runtime import devices
+from retrieval_jax.report.results import Epoch, Scores, Training, typed
+from retrieval_jax.runtime import devices, hosts
 from retrieval_jax.training.checkpoints import Checkpoints
 from retrieval_jax.training.feed import DataSet
 from retrieval_jax.training.logs import MetricLog
 from retrieval_jax.training.loop import Watch, train
 from retrieval_jax.training.step import TrainState, as_float
+
+UNTRAINED = "untrained encoder"
 
 
 class Embeddings(NamedTuple):
@@ -83,22 +86,51 @@ def fit(
     return recipe.model, state, history
 
 
-def embed_all(
-    config: ConfigDict, model: AutoEncoder, state: TrainState, data: ImageSet, parts: Split
-) -> Embeddings:
-    """Embeds gallery and queries with the encoder alone."""
+Embedder = Callable[[Any, LazyImages], np.ndarray]
+
+
+def embedder(config: ConfigDict, model: AutoEncoder) -> Embedder:
+    """The function (variables, images [n]) → float32 [n, d] of the encoder alone; compiled once."""
 
     def embed(variables: Any, images: jax.Array) -> jax.Array:
         embedding: Any = model.apply(variables, as_float(images), method="embed")
         return unit(embedding) if config.embedding.normalize else embedding
 
-    rows = np.concatenate([parts.gallery, parts.queries])
-    variables = devices.on_every_device(state.variables)
-    images = view(data.images, rows)
-    embedded = devices.map_rows(
-        devices.on_rows(embed), variables, images, config.embedding.batch_size
-    )
+    mapped = devices.on_rows(embed)
+
+    def embed_all(variables: Any, images: LazyImages) -> np.ndarray:
+        on_devices = devices.on_every_device(variables)
+        return devices.map_rows(mapped, on_devices, images, config.embedding.batch_size)
+
+    return embed_all
+
+
+def embed_all(embed: Embedder, state: TrainState, data: ImageSet, parts: Split) -> Embeddings:
+    """Embeds gallery and queries."""
+    embedded = embed(state.variables, _images(data, parts))
     return Embeddings(*np.split(embedded, [len(parts.gallery)]))
+
+
+def _images(data: ImageSet, parts: Split) -> LazyImages:
+    """All images, the gallery first."""
+    return view(data.images, np.concatenate([parts.gallery, parts.queries]))
+
+
+def training_record(
+    config: ConfigDict, state: TrainState, history: list[dict], first_step: float | None
+) -> Training:
+    """What `results.json` says of the training."""
+    trainable, statistics = (
+        sum(leaf.size for leaf in jax.tree.leaves(tree))
+        for tree in (state.params, state.batch_stats)
+    )
+    return Training(
+        epochs=config.training.epochs,
+        parameters=trainable + statistics,
+        trainable_parameters=trainable,
+        history=tuple(typed(Epoch, row) for row in history),
+        first_step=first_step,
+    )
 
 
 def reconstruct_examples(
@@ -116,41 +148,15 @@ def reconstruct_examples(
 
 
 def cluster(config: ConfigDict, embeddings: Embeddings) -> dict[str, np.ndarray]:
-    """Groups the gallery by k-means and predicts the cluster of each query.
-
-    Returns:
-      "gallery" int32 [n] and "queries" int32 [q], the cluster of each, and of `KMeansResult`
-      "centroids", "inertia", "iterations" and "converged".
-    """
-    found = sharded.kmeans(
+    """Groups the gallery by k-means: the arrays of `evaluation.Clusters`."""
+    return evaluation.cluster(
         key_for(config.seed, "k-means"),
-        embeddings.gallery,
+        *embeddings,
         config.clustering.k,
         restarts=config.clustering.restarts,
         max_iterations=config.clustering.max_iterations,
         tolerance=config.clustering.tolerance,
-    )
-    found = jax.tree.map(np.asarray, found)
-    return {
-        "gallery": found.labels,
-        "queries": np.asarray(predict(embeddings.queries, found.centroids)),
-        "centroids": found.centroids,
-        "inertia": found.inertia,
-        "iterations": found.iterations,
-        "converged": found.converged,
-    }
-
-
-def clustering_scores(
-    data: ImageSet, parts: Split, clusters: dict[str, np.ndarray]
-) -> dict[str, dict[str, float]]:
-    """NMI, RI and ARI on gallery and queries; nothing without labels."""
-    if data.labels is None:
-        return {}
-    return {
-        "gallery": evaluation.clustering_scores(data.labels[parts.gallery], clusters["gallery"]),
-        "queries": evaluation.clustering_scores(data.labels[parts.queries], clusters["queries"]),
-    }
+    )._asdict()
 
 
 def rank(
@@ -181,21 +187,63 @@ def rank(
     }
 
 
-def retrieval_scores(
-    data: ImageSet, parts: Split, neighbours: dict[str, np.ndarray]
-) -> dict[str, Any]:
-    """Precision, mAP and the share of neighbours kept; without labels the share alone."""
+def score(
+    config: ConfigDict,
+    data: ImageSet,
+    parts: Split,
+    embeddings: Embeddings,
+    clusters: dict[str, np.ndarray],
+    neighbours: dict[str, np.ndarray],
+) -> Scores:
+    """Scores the trained embedding."""
     ranking = evaluation.Ranking(
         *(
             Neighbours(*(jnp.asarray(neighbours[f"{kind}_{name}"]) for name in Neighbours._fields))
             for kind in evaluation.Ranking._fields
         )
     )
-    scores: dict[str, Any] = {}
-    if data.labels is not None:
-        truth = data.labels[parts.queries], data.labels[parts.gallery]
-        scores = {
-            kind: evaluation.retrieval_scores(found, *truth)
-            for kind, found in ranking._asdict().items()
-        }
-    return scores | {"kept": evaluation.kept(ranking)}
+    return evaluation.score(
+        *embeddings,
+        evaluation.Clusters(**clusters),
+        ranking,
+        *_labels(data, parts),
+        seed=config.seed,
+    )
+
+
+def score_baselines(
+    config: ConfigDict, data: ImageSet, parts: Split, embed: Embedder, model: AutoEncoder
+) -> dict[str, Scores]:
+    """Judges what nobody trained as the trained embedding is judged."""
+    images, gallery = _images(data, parts), len(parts.gallery)
+    image_shape = (1, *data.images.shape[1:])
+    untrained = jax.jit(model.init)(key_for(config.seed, "init"), jnp.zeros(image_shape))
+    embedded = {UNTRAINED: Embedded(embed(untrained, images), config.model.bottleneck, None)}
+    features = {"raw pixels": raw_pixels, "colour histogram": colour_histogram}
+    embedded |= baselines.embed(features, images, gallery, config.model.bottleneck, config.seed)
+    # Those of the first process, to the last bit: the processes search one gallery together.
+    rows = hosts.arrays_from_first({name: found.rows for name, found in embedded.items()}) or {}
+    gallery_labels, query_labels = _labels(data, parts)
+    return {
+        name: evaluation.judge(
+            key_for(config.seed, "k-means"),
+            rows[name][:gallery],
+            rows[name][gallery:],
+            gallery_labels,
+            query_labels,
+            k=config.clustering.k,
+            neighbours=config.retrieval.neighbours,
+            restarts=config.clustering.restarts,
+            max_iterations=config.clustering.max_iterations,
+            tolerance=config.clustering.tolerance,
+            seed=config.seed,
+        )._replace(features=found.features, variance_kept=found.variance_kept)
+        for name, found in embedded.items()
+    }
+
+
+def _labels(data: ImageSet, parts: Split) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """Of gallery and queries."""
+    if data.labels is None:
+        return None, None
+    return data.labels[parts.gallery], data.labels[parts.queries]

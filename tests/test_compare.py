@@ -9,11 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from retrieval_jax.report.read_run import GROUPS, read_run
 from test_report import HOSTILE, Page, assert_inert, results
 
 from retrieval_jax.report import text
 from retrieval_jax.report.compare import compare, main, terminal, to_markdown
-from retrieval_jax.report.read_run import GROUPS, read_run
 from retrieval_jax.runtime.errors import UserError
 
 
