@@ -18,7 +18,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from retrieval_jax import config as configuration
-from retrieval_jax import stages
+from retrieval_jax import metrics, stages
 from retrieval_jax.runtime import devices
 from retrieval_jax.training.step import as_float
 
@@ -52,14 +52,17 @@ def main(workdir: Path) -> None:
     # Batches are large: how their means differ adds next to nothing to the mean of variances.
     precise = jax.tree.map(lambda *leaves: np.mean(leaves, 0), *batches)
 
+    embed = stages.embedder(config, model)
     for name, statistics in (
         ("running", state.variables["batch_stats"]),
         ("re-estimated", precise),
     ):
         changed = state._replace(average=state.variables | {"batch_stats": statistics})
-        embeddings = stages.embed_all(config, model, changed, data, parts)
+        embeddings = stages.embed_all(embed, changed, data, parts)
         clusters = stages.cluster(config, embeddings)
-        print(name, stages.clustering_scores(data, parts, clusters))
+        if data.labels is not None:
+            table = metrics.contingency_table(data.labels[parts.gallery], clusters["gallery"])
+            print(name, metrics.normalized_mutual_information(table))
 
 
 if __name__ == "__main__":

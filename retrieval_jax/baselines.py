@@ -7,16 +7,17 @@ onto principal components.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
 
 from retrieval_jax.data.images import LazyImages, view
-from retrieval_jax.data.stream import batches
 
-# Numbers in a batch of images or features; images, and their numbers, in a sample.
-_NUMBERS = 1 << 24
+# Numbers in a thread's batch of images or features; images, and their numbers, in a sample.
+_NUMBERS = 1 << 21
 _SAMPLE, _SAMPLE_NUMBERS = 2000, 1 << 26
 
 Features = Callable[[np.ndarray], np.ndarray]
@@ -71,10 +72,10 @@ def colour_histogram(images: np.ndarray) -> np.ndarray:
     """
     n, channels = len(images), min(images.shape[3], 3)
     bins = 8**channels
-    codes = np.zeros(images.shape[:3], np.int64)
+    codes = np.zeros(images.shape[:3], np.int32)
     for channel in range(channels):
         codes = 8 * codes + (images[..., channel] >> 5)
-    codes = codes.reshape(n, -1) + bins * np.arange(n)[:, None]
+    codes = codes.reshape(n, -1) + bins * np.arange(n, dtype=np.int32)[:, None]
     counts = np.bincount(codes.ravel(), minlength=bins * n).reshape(n, bins)
     return np.sqrt(counts / codes.shape[1]).astype(np.float32)
 
@@ -119,12 +120,20 @@ def embed(
         found[name] = Embedded(np.zeros((len(images), width), np.float32), wide, kept)
     del sample
     most = max(pixels, *(embedded.features for embedded in found.values()))
-    batch, start = max(_NUMBERS // most, 1), 0
-    for part in batches(images, np.arange(len(images)), batch):
+    batch = max(_NUMBERS // most, 1)
+
+    def fill(start: int) -> None:
+        part = images[start : start + batch]
         for name, embedded in found.items():
             rows = project[name](part)
             embedded.rows[start : start + len(part), : rows.shape[1]] = rows
-        start += len(part)
+
+    pool = ThreadPoolExecutor(os.cpu_count())  # decoders and NumPy release the interpreter's lock
+    try:
+        for _ in pool.map(fill, range(0, len(images), batch)):
+            pass
+    finally:  # an interrupt doesn't wait for the images that are still queued
+        pool.shutdown(cancel_futures=True)
     return found
 
 

@@ -335,11 +335,13 @@ def whole_rankings(
     gallery: np.ndarray,
     gallery_labels: np.ndarray,
 ) -> WholeRankings:
-    """Two scores of `retrieval_jax.metrics.full_ranking`, on the host, with the same order of ties.
+    """Two scores of `retrieval_jax.metrics.full_ranking`, on the host.
 
-    NumPy sorts 57,000 distances in a millisecond, so 3,000 queries take less time than the program
-    takes to compile. Time grows with q · n · (d + log n), memory with 100 MB per core beside a copy
-    of the gallery.
+    Rows at equal distances count with the rank that they have in the mean over all orders, where
+    that function takes the lower row first. NumPy sorts 57,000 distances in half a millisecond: the
+    digits are scored in a fraction of the time that the program takes to compile, and CIFAR-10 no
+    slower. Time grows with q · n · (d + log n), memory with some 30 MB per core beside a copy of
+    the gallery.
 
     Args:
       queries: float32 [q, d].
@@ -358,17 +360,13 @@ def whole_rankings(
     squares = np.einsum("nd,nd->n", gallery, gallery)
     classes = np.unique(query_labels)
     members = {label: np.flatnonzero(gallery_labels == label) for label in classes.tolist()}
-    rows = np.arange(len(gallery), dtype=np.int64)
 
     def score(start: int) -> list[tuple[float, float, int]]:
         part = slice(start, start + tile)
         distances = squares - 2 * queries[part] @ gallery.T
-        # The order of floats in integers, where those below 0 count downwards; then the row.
-        bits = distances.view(np.int32)
-        keys = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).astype(np.int64) << 32 | rows
         return [
             _precisions(row, members[label])
-            for row, label in zip(keys, query_labels[part].tolist(), strict=True)
+            for row, label in zip(distances, query_labels[part].tolist(), strict=True)
         ]
 
     tile = max((1 << 21) // len(gallery), 1)
@@ -378,15 +376,19 @@ def whole_rankings(
     return WholeRankings(average, at_r, positives)
 
 
-def _precisions(keys: np.ndarray, members: np.ndarray) -> tuple[float, float, int]:
-    """AP, AP@R and R of one query, of distinct keys int64 [n] in the order of its ranking."""
+def _precisions(distances: np.ndarray, members: np.ndarray) -> tuple[float, float, int]:
+    """AP, AP@R and R of one query, of float32 [n] distances and the rows of its class."""
     count = len(members)
     if count == 0:
         return 0.0, 0.0, 0
-    own = np.sort(keys[members])
-    keys.sort()
-    ranks = np.searchsorted(keys, own) + 1
-    precisions = np.arange(1, count + 1) / ranks
+    own, every = np.sort(distances[members]), np.sort(distances)
+    first, last = (np.searchsorted(every, own, side) for side in ("left", "right"))
+    own_first, own_last = (np.searchsorted(own, own, side) for side in ("left", "right"))
+    hits, equal = np.arange(1, count + 1), own_last - own_first
+    # Of t rows of other classes at the distance of p of its own, t j / (p + 1) are before the j-th.
+    tied = (last - first - equal) * (hits - own_first) / (equal + 1)
+    ranks = hits + first - own_first + tied
+    precisions = hits / ranks
     return precisions.sum() / count, precisions[ranks <= count].sum() / count, count
 
 

@@ -30,8 +30,6 @@ from retrieval_jax.training.logs import MetricLog
 from retrieval_jax.training.loop import Watch, train
 from retrieval_jax.training.step import TrainState, as_float
 
-UNTRAINED = "untrained encoder"
-
 
 class Embeddings(NamedTuple):
     """float32 [n, d], on the host."""
@@ -218,9 +216,10 @@ def score_baselines(
     images, gallery = _images(data, parts), len(parts.gallery)
     image_shape = (1, *data.images.shape[1:])
     untrained = jax.jit(model.init)(key_for(config.seed, "init"), jnp.zeros(image_shape))
-    embedded = {UNTRAINED: Embedded(embed(untrained, images), config.model.bottleneck, None)}
+    width = config.model.bottleneck
     features = {"raw pixels": raw_pixels, "colour histogram": colour_histogram}
-    embedded |= baselines.embed(features, images, gallery, config.model.bottleneck, config.seed)
+    embedded = baselines.embed(features, images, gallery, width, config.seed)
+    embedded["untrained encoder"] = Embedded(embed(untrained, images), width, None)
     # Those of the first process, to the last bit: the processes search one gallery together.
     rows = hosts.arrays_from_first({name: found.rows for name, found in embedded.items()}) or {}
     gallery_labels, query_labels = _labels(data, parts)

@@ -16,9 +16,9 @@ NUMERIC = ["models", "objectives", "kmeans", "ranking", "ranking.cells", "metric
 LAYERS = [
     {"numerics", "runtime", "data"},
     {"models", "kmeans", "metrics", "ranking"},
-    {"objectives", "sharded"},
-    {"evaluation"},
-    {"training", "report"},
+    {"objectives", "sharded", "report"},
+    {"evaluation", "baselines"},
+    {"training"},
     {"config"},
     {"build"},
     {"stages"},

@@ -105,13 +105,13 @@ def compare(runs: Sequence[Run]) -> Comparison:
         row += [_mean(found, key) for found in others.values()]
         marked = comparable and judged[key] and len(row) > 1
         rows.append(Row(*key, _shown(row, score), _best(row) if marked else frozenset()))
-    beside = [None] * len(others)
     for group, form, found in (
         (_LOSSES, loss, [_last_losses(run.results) for run in runs]),
         (_TIME, duration, [_times(run.results) for run in runs]),
     ):
         for name in dict.fromkeys(name for each in found for name in each):
-            rows.append(Row(group, name, _shown([*(e.get(name) for e in found), *beside], form)))
+            values = _shown((each.get(name) for each in found), form)
+            rows.append(Row(group, name, values + [""] * len(others)))
     return Comparison(heads + list(others), rows, _notes(runs, heads))
 
 
@@ -222,6 +222,8 @@ def terminal(comparison: Comparison, width: int) -> str:
         lines.append("-" * columns(lines[0]))
         group = None
         for row_group, row, values in rows:
+            if not any(value.strip() for value in values[start:stop]):
+                continue
             if row_group != group:
                 lines += ([""] if group else []) + [row_group]
                 group = row_group
@@ -284,7 +286,7 @@ def to_html(comparison: Comparison, links: Sequence[str]) -> str:
         if row.group != group:
             rows.append([row.group])
             group = row.group
-        values = [f"{v} {BEST}" if i in row.best else v for i, v in enumerate(row.values)]
+        values = [f"{BEST} {v}" if i in row.best else v for i, v in enumerate(row.values)]
         rows.append([row.name, *values])
     body = ["<h1>Comparison of runs</h1>"]
     caption = f"{BEST} marks the best of its row." if any(r.best for r in comparison.rows) else ""

@@ -212,7 +212,7 @@ def verdict(results: Results) -> list[str]:
             )
             more = f"; and {len(better) - 3} more" if len(better) > 3 else ""
             sentences.append(
-                f"“{baseline}” beats the trained embedding in {len(better)} of {len(theirs)} "
+                f"{baseline}: better than the trained embedding in {len(better)} of {len(theirs)} "
                 f"scores ({first}{more})."
             )
     if mine and results.baselines and not sentences:
@@ -247,7 +247,7 @@ def _head(results: Results) -> str:
         exhaustive = retrieval.exhaustive
         tiles += [
             ("precision@5, whole gallery", exhaustive.precision_at.get("5")),
-            *((f"mAP@{cut}, whole gallery", found) for cut, found in exhaustive.map_at.items()),
+            ("mAP, whole gallery", exhaustive.map),
         ]
     if clustering.gallery.nmi is None:
         tiles += [
@@ -304,7 +304,7 @@ def _scores(results: Results) -> str:
         for scores in baselines.values():
             value = scores.get(one[:2])
             better = one.comparable and value is not None and value > one.score.value
-            cells.append(_optional(value, score) + (f" {_BETTER}" if better else ""))
+            cells.append((f"{_BETTER} " if better else "") + _optional(value, score))
         rows.append([one.name, score(one.score.value), *cells])
     if not rows:
         return ""
