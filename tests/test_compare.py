@@ -12,7 +12,9 @@ from test_report import HOSTILE, Page, assert_inert, results, scores
 from test_report import unlabelled as unlabelled_results
 
 from retrieval_jax.report import text
-from retrieval_jax.report.compare import compare, terminal
+from retrieval_jax.report.compare import compare, read_run, terminal
+from retrieval_jax.report.results import Results, Score, plain
+from retrieval_jax.report.text import GROUPS
 from retrieval_jax.runtime.errors import UserError
 
 
