@@ -40,6 +40,11 @@ from retrieval_jax.runtime.files import as_path, is_remote, make_directory
 MISSING = "-"
 BEST = "*"
 _LOSSES, _TIME = "after the last epoch", "time"
+# How the names of scores begin, in the order of the rows.
+_MEASURES = (
+    *("NMI", "RI", "ARI", "AMI", "accuracy", "silhouette"),
+    *("precision", "recall", "mAP@", "MAP@R", "mAP", "kNN", "true neighbours"),
+)
 
 
 class Run(NamedTuple):
@@ -196,8 +201,7 @@ def _place(key: tuple[str, str]) -> tuple[int, ...]:
     """Where a row belongs, whichever run has it; cutoffs ascend within a measure."""
     group, row = key
     cut = re.search(r"@(\d+)", row)
-    measures = ("precision", "recall", "mAP@", "MAP@R", "mAP", "kNN", "true")
-    kind = next((i for i, name in enumerate(measures) if row.startswith(name)), 0)
+    kind = next(i for i, measure in enumerate(_MEASURES) if row.startswith(measure))
     return (GROUPS.index(group), kind, int(cut[1]) if cut else 0)
 
 
