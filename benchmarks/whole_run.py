@@ -109,7 +109,12 @@ def main() -> None:
         stages = ", ".join(f"{stage} {value:.1f}" for stage, value in seconds.items())
         print(f"\n{name}, seconds: {stages}")
     print(f"\nsecond run: {again}")
-    scores = results["clustering"]["gallery"] | results["retrieval"]["cluster"]
+    clusters = results["scores"]["clustering"]["gallery"]
+    scores = {name: clusters[name]["value"] for name in ("nmi", "ri", "ari")}
+    found = results["scores"]["retrieval"]["cluster"]
+    for measure in ("precision", "map"):
+        cuts = found[f"{measure}_at"].items()
+        scores |= {f"{measure}@{cut}": score["value"] for cut, score in cuts}
     loss = results["training"]["history"][-1]["validation"]["loss"]
     print(f"scores: ours {scores}, validation loss {loss}; notebook {theirs['scores']}")
 

@@ -1,12 +1,14 @@
-"""One run, end to end: data, train, embed, cluster, score, rank, report."""
+"""One run, end to end: data, train, embed, cluster, rank, score, map, baselines, report."""
 
 from __future__ import annotations
 
 import json
+import shlex
 import time
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -16,28 +18,41 @@ import numpy as np
 from etils import epath
 from tqdm import tqdm
 
-from retrieval_jax import embedder, evaluation, sharded
-from retrieval_jax.data.images import ImageSet, LazyImages, view
+from retrieval_jax import baselines, embedder, evaluation
+from retrieval_jax.data.images import ImageSet, LazyImages, names_of, view
 from retrieval_jax.data.split import Split, split
-from retrieval_jax.kmeans import predict
 from retrieval_jax.numerics.keys import key_for
 from retrieval_jax.ranking import Neighbours
-from retrieval_jax.report.page import write_report
-from retrieval_jax.report.results import left_out, of_clustering, of_provenance, of_training
-from retrieval_jax.report.write import write_figures
-from retrieval_jax.runtime import hosts
+from retrieval_jax.report import page
+from retrieval_jax.report.map import lay_out
+from retrieval_jax.report.results import (
+    Device,
+    Epoch,
+    Provenance,
+    Results,
+    Scores,
+    Training,
+    describe_data,
+    finished,
+    left_out,
+    plain,
+    typed,
+    write,
+)
+from retrieval_jax.runtime import hosts, provenance
 from retrieval_jax.runtime.errors import Interrupted, UserError
-from retrieval_jax.runtime.files import checksum, in_one_sentence, write_json
+from retrieval_jax.runtime.files import checksum, in_one_sentence, write_arrays, write_json
 from retrieval_jax.runtime.interruption import Interruption
 from retrieval_jax.runtime.progress import say
-from retrieval_jax.runtime.stage_cache import kept, read_results
+from retrieval_jax.runtime.stage_cache import kept
 from retrieval_jax.runtime.workdir import claim, differences, open_workdir
 from retrieval_jax.training.checkpoints import Checkpoints
 from retrieval_jax.training.epoch import DataSet, Recipe
 from retrieval_jax.training.logs import MetricLog
 from retrieval_jax.training.loop import Profile, Trained, train
+from retrieval_jax.training.step import create_state
 
-STAGES = ("data", "train", "embed", "cluster", "score", "rank", "report")
+STAGES = ("data", "train", "embed", "cluster", "rank", "score", "map", "baselines", "report")
 
 # What a finished run may change, whose stages are then done again; the rest decides the training.
 _LATER = ("name", "embedding", "clustering", "retrieval", "report")
@@ -94,7 +109,7 @@ def run(
     *,
     started: float | None = None,
     interruption: Interruption | None = None,
-) -> dict[str, Any]:
+) -> Results:
     """Does everything that the experiment says and leaves it in the workdir.
 
     The same call on a workdir that an interrupted run left goes on where that one was: inside an
@@ -126,70 +141,96 @@ def run(
             data, parts, recipe = load(experiment)
             _claim_data(workdir, data)
             say(f"  {data.description}")
-        finished = hosts.from_first(read_results(workdir) if hosts.is_first() else None)
-        if finished is not None and _same(finished["provenance"]["config"], experiment.record):
+        before = hosts.from_first(plain(finished(workdir)) if hosts.is_first() else None)
+        previous = None if before is None else typed(Results, before)
+        if previous and _same(previous.provenance.config, experiment.record):
             say("this run is complete")
-            return finished
+            return previous
         with stage("train"), interruption.deferred() as asked_to_stop:
             trained = fit(experiment, workdir, data, parts, recipe, started, asked_to_stop)
             # Of all epochs, those before an interruption included.
             seconds["train"] = sum(row["seconds"] for row in trained.history)
             variables = trained.state.judged(experiment.average)
         with stage("embed"):
-            embed = embedder.Embedder.from_state(
+            embed = partial(
+                embedder.Embedder.from_state,
                 recipe.model,
-                variables,
                 normalize=experiment.normalize,
                 batch=experiment.embedding_batch_size,
             )
             arrays, seconds["embed"] = kept(
                 workdir / "embeddings.npz",
-                checksum([variables, np.array(experiment.normalize)]),
-                lambda: embed_all(embed, data, parts)._asdict(),
+                checksum([variables, experiment.normalize]),
+                lambda: embed_all(embed(variables), data, parts)._asdict(),
             )
             embeddings = Embeddings(**arrays)
         with stage("cluster"):
             clusters, seconds["cluster"] = kept(
                 workdir / "clusters.npz",
-                checksum([arrays, np.array(experiment.clustering), np.array(experiment.seed)]),
-                lambda: cluster(experiment, embeddings),
+                checksum([arrays, experiment.clustering, experiment.seed]),
+                lambda: cluster(experiment, embeddings)._asdict(),
             )
-        with stage("score"):
-            scores = clustering_scores(data, parts, clusters)
         with stage("rank"):
             neighbours, seconds["rank"] = kept(
                 workdir / "neighbours.npz",
-                checksum([arrays, clusters, np.array(experiment.neighbours)]),
+                checksum([arrays, clusters, experiment.neighbours]),
                 lambda: rank(experiment, parts, embeddings, clusters),
             )
-            retrieval = retrieval_scores(data, parts, neighbours)
+        with stage("score"):
+            scores = score(experiment, data, parts, embeddings, clusters, neighbours)
+        points, placed = experiment.tsne_points, None
+        with stage("map"):
+            if points > 0:
+                placed, seconds["map"] = kept(
+                    workdir / "map.npz",
+                    checksum([arrays, points, experiment.seed]),
+                    lambda: lay_out(embeddings.gallery, points, experiment.seed)._asdict(),
+                )
+        with stage("baselines"):
+            if previous and previous.baselines and _same_baselines(previous, experiment):
+                scored = previous.baselines
+            else:
+                width = embeddings.gallery.shape[1]
+                scored = score_baselines(experiment, data, parts, embed, recipe, width)
+        results = Results(
+            name=experiment.name,
+            seconds={},
+            training=training_record(trained),
+            scores=scores,
+            left_out=left_out(
+                labelled=data.labels is not None,
+                validated=len(parts.validation) > 0,
+                gallery=len(parts.gallery),
+                map_points=points,
+            ),
+            provenance=_provenance(experiment, data, parts, arguments),
+            baselines=scored,
+        )
         with stage("report"):
             reconstructions = reconstruct_examples(experiment, recipe, variables, data, parts)
             if hosts.is_first():
-                figures = write_figures(
-                    workdir,
-                    experiment,
-                    history=trained.history,
-                    data=data,
-                    parts=parts,
-                    embeddings=embeddings.gallery,
+                examples = page.choose_examples(
+                    data.images,
+                    data.labels,
+                    parts.gallery,
+                    parts.queries,
+                    neighbours["cluster_indices"],
+                    experiment.examples,
                     reconstructions=reconstructions,
-                    neighbours=neighbours["cluster_indices"],
+                    mapped=None if placed is None else placed["rows"],
                 )
-        results: dict[str, Any] = {
-            "format": 1,
-            "name": experiment.name,
-            "seconds": seconds,
-            "training": of_training(trained) | {"first_step": trained.first_step},
-            "clustering": of_clustering(experiment.clustering.k, clusters) | scores,
-            "retrieval": retrieval,
-            "left_out": left_out(experiment, data, parts),
-            "provenance": of_provenance(experiment, data, parts, arguments),
-        }
+                write_arrays(workdir / "examples.npz", **examples)
+                named = {
+                    "gallery": names_of(data.names, parts.gallery),
+                    "queries": names_of(data.names, parts.queries),
+                }
+                write_json(workdir / "images.json", named)
+                figures = page.draw(workdir, results)
+        results = results._replace(seconds=seconds)
         if hosts.is_first():
             with in_one_sentence(workdir):
-                write_report(results, figures, workdir / "report.html")
-                write_json(workdir / "results.json", results)  # last: with it the run is complete
+                page.write_page(workdir, results, figures)
+                write(workdir, results)  # last: with it the run is complete
     return results
 
 
@@ -257,8 +298,7 @@ def fit(
 
 def embed_all(embed: embedder.Embedder, data: ImageSet, parts: Split) -> Embeddings:
     """Embeds gallery and queries."""
-    rows = np.concatenate([parts.gallery, parts.queries])
-    return Embeddings(*np.split(embed(view(data.images, rows)), [len(parts.gallery)]))
+    return Embeddings(*np.split(embed(_images(data, parts)), [len(parts.gallery)]))
 
 
 def reconstruct_examples(
@@ -276,38 +316,10 @@ def reconstruct_examples(
     return embedder.applied(reconstruct, variables, images, len(images))
 
 
-def cluster(experiment: Experiment, embeddings: Embeddings) -> dict[str, np.ndarray]:
-    """Groups the gallery by k-means and predicts the cluster of each query.
-
-    Returns:
-      "gallery" int32 [n] and "queries" int32 [q], the cluster of each, and of `KMeansResult`
-      "centroids", "inertia", "iterations" and "converged".
-    """
+def cluster(experiment: Experiment, embeddings: Embeddings) -> evaluation.Clusters:
+    """Groups the gallery by k-means and predicts the cluster of each query."""
     how = experiment.clustering._asdict()
-    found = sharded.kmeans(
-        key_for(experiment.seed, "k-means"), embeddings.gallery, how.pop("k"), **how
-    )
-    found = jax.tree.map(np.asarray, found)
-    return {
-        "gallery": found.labels,
-        "queries": np.asarray(predict(embeddings.queries, found.centroids)),
-        "centroids": found.centroids,
-        "inertia": found.inertia,
-        "iterations": found.iterations,
-        "converged": found.converged,
-    }
-
-
-def clustering_scores(
-    data: ImageSet, parts: Split, clusters: dict[str, np.ndarray]
-) -> dict[str, dict[str, float]]:
-    """NMI, RI and ARI on gallery and queries; nothing without labels."""
-    if data.labels is None:
-        return {}
-    return {
-        "gallery": evaluation.clustering_scores(data.labels[parts.gallery], clusters["gallery"]),
-        "queries": evaluation.clustering_scores(data.labels[parts.queries], clusters["queries"]),
-    }
+    return evaluation.cluster(key_for(experiment.seed, "k-means"), *embeddings, **how)
 
 
 def rank(
@@ -338,24 +350,109 @@ def rank(
     }
 
 
-def retrieval_scores(
-    data: ImageSet, parts: Split, neighbours: dict[str, np.ndarray]
-) -> dict[str, Any]:
-    """Precision, mAP and the share of neighbours kept; without labels the share alone."""
+def score(
+    experiment: Experiment,
+    data: ImageSet,
+    parts: Split,
+    embeddings: Embeddings,
+    clusters: dict[str, np.ndarray],
+    neighbours: dict[str, np.ndarray],
+) -> Scores:
+    """Scores the trained embedding."""
     ranking = evaluation.Ranking(
         *(
             Neighbours(*(jnp.asarray(neighbours[f"{kind}_{name}"]) for name in Neighbours._fields))
             for kind in evaluation.Ranking._fields
         )
     )
-    scores: dict[str, Any] = {}
-    if data.labels is not None:
-        truth = data.labels[parts.queries], data.labels[parts.gallery]
-        scores = {
-            kind: evaluation.retrieval_scores(found, *truth)
-            for kind, found in ranking._asdict().items()
-        }
-    return scores | {"kept": evaluation.kept(ranking)}
+    return evaluation.score(
+        *embeddings,
+        evaluation.Clusters(**clusters),
+        ranking,
+        *_labels(data, parts),
+        seed=experiment.seed,
+    )
+
+
+def score_baselines(
+    experiment: Experiment,
+    data: ImageSet,
+    parts: Split,
+    embed: Callable[[dict[str, Any]], embedder.Embedder],
+    recipe: Recipe,
+    width: int,
+) -> dict[str, Scores]:
+    """Judges what nobody trained as the trained embedding, of that width, is judged."""
+    images, gallery = _images(data, parts), len(parts.gallery)
+    untrained = create_state(
+        recipe.model,
+        recipe.objective,
+        recipe.optimizer,
+        key_for(experiment.seed, "init"),
+        data.images.shape[1:],
+    ).variables
+    features = {
+        "raw pixels": baselines.raw_pixels,
+        "colour histogram": baselines.colour_histogram,
+    }
+    embedded = baselines.embed(features, images, gallery, width, experiment.seed)
+    embedded["untrained encoder"] = baselines.Embedded(embed(untrained)(images), width, None)
+    # Those of the first process, to the last bit: the processes search one gallery together.
+    rows = hosts.arrays_from_first({name: found.rows for name, found in embedded.items()}) or {}
+    return {
+        name: evaluation.judge(
+            key_for(experiment.seed, "k-means"),
+            rows[name][:gallery],
+            rows[name][gallery:],
+            *_labels(data, parts),
+            neighbours=experiment.neighbours,
+            seed=experiment.seed,
+            **experiment.clustering._asdict(),
+        )._replace(features=found.features, variance_kept=found.variance_kept)
+        for name, found in embedded.items()
+    }
+
+
+def training_record(trained: Trained) -> Training:
+    """What `results.json` says of the training."""
+    trainable, others = (
+        sum(leaf.size for leaf in jax.tree.leaves(tree))
+        for tree in (trained.state.params, trained.state.collections)
+    )
+    return Training(
+        epochs=len(trained.history),
+        parameters=trainable + others,
+        trainable_parameters=trainable,
+        history=tuple(typed(Epoch, row) for row in trained.history),
+        first_step=trained.first_step,
+    )
+
+
+def _provenance(
+    experiment: Experiment, data: ImageSet, parts: Split, arguments: list[str]
+) -> Provenance:
+    return Provenance(
+        command=shlex.join(["retrieval-jax", "run", *arguments]),
+        config=json.loads(json.dumps(experiment.record)),
+        versions=provenance.versions(),
+        device=typed(Device, provenance.device()),
+        seed=experiment.seed,
+        date=datetime.now(UTC).isoformat(timespec="seconds"),
+        data=describe_data(data, parts),
+        peak_memory_mb=provenance.peak_memory_mb(),
+    )
+
+
+def _images(data: ImageSet, parts: Split) -> LazyImages:
+    """All images, the gallery first."""
+    return view(data.images, np.concatenate([parts.gallery, parts.queries]))
+
+
+def _labels(data: ImageSet, parts: Split) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """Of gallery and queries."""
+    if data.labels is None:
+        return None, None
+    return data.labels[parts.gallery], data.labels[parts.queries]
 
 
 @contextmanager
@@ -382,6 +479,12 @@ def _same(there: dict[str, Any], here: dict[str, Any]) -> bool:
         {key: value for key, value in of.items() if key not in _NEVER} for of in (there, here)
     )
     return json.loads(json.dumps(here)) == there
+
+
+def _same_baselines(previous: Results, experiment: Experiment) -> bool:
+    """Whether what nobody trained was judged in the same way before, on the same images."""
+    there, here = previous.provenance.config, json.loads(json.dumps(experiment.record))
+    return all(there.get(key) == here[key] for key in ("embedding", "clustering", "retrieval"))
 
 
 def _decisive(record: dict[str, Any]) -> dict[str, Any]:

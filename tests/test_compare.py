@@ -1,6 +1,5 @@
 """The comparison of runs: as a program, by its exit status and what it prints and writes."""
 
-import copy
 import json
 import os
 import re
@@ -9,44 +8,50 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_report import HOSTILE, Page, assert_inert, results
+from test_report import HOSTILE, Page, assert_inert, results, scores
+from test_report import unlabelled as unlabelled_results
 
 from retrieval_jax.report import text
-from retrieval_jax.report.compare import compare, main, terminal, to_markdown
-from retrieval_jax.report.read_run import GROUPS, read_run
+from retrieval_jax.report.compare import compare, read_run, terminal
+from retrieval_jax.report.results import Results, Score, plain
+from retrieval_jax.report.text import GROUPS
 from retrieval_jax.runtime.errors import UserError
 
 
 def save(directory: Path, content: object, report: bool = False) -> Path:
     directory.mkdir(parents=True)
+    if hasattr(content, "_asdict"):
+        content = {"format": 2} | plain(content)
     (directory / "results.json").write_text(json.dumps(content), encoding="utf-8")
     if report:
         (directory / "report.html").write_text("<!DOCTYPE html>", encoding="utf-8")
     return directory
 
 
-def vanilla() -> dict:
+def vanilla() -> Results:
+    """Worse than `results` in the clusters of the gallery; the losses of an autoencoder alone."""
     content = results()
-    content["name"] = "digits vanilla"
-    content["clustering"]["gallery"] = {"nmi": 0.07, "ri": 0.81, "ari": 0.03}
-    for epoch in content["training"]["history"]:
-        for side in ("fit", "validation"):
-            epoch[side] = {"loss": 0.25, "reconstruction": 0.25}
-    return content
+    gallery = content.scores.clustering.gallery._replace(
+        nmi=Score(0.07, 0.00321), ri=Score(0.81), ari=Score(0.03)
+    )
+    clustering = content.scores.clustering._replace(gallery=gallery)
+    only = {"loss": 0.25, "reconstruction": 0.25}
+    history = tuple(e._replace(fit=only, validation=only) for e in content.training.history)
+    return content._replace(
+        name="digits vanilla",
+        scores=content.scores._replace(clustering=clustering),
+        training=content.training._replace(history=history),
+    )
 
 
-def unlabelled() -> dict:
-    content = results()
-    content["name"] = "my pictures"
-    for part, keys in (
-        ("clustering", ("gallery", "queries")),
-        ("retrieval", ("cluster", "exhaustive")),
-    ):
-        for key in keys:
-            del content[part][key]
-    content["left_out"] = ["There are no labels: the scores were left out."]
-    content["provenance"]["data"]["description"] = "a folder of 99 images"
-    return content
+def unlabelled() -> Results:
+    content = unlabelled_results()
+    data = content.provenance.data._replace(description="a folder of 99 images")
+    return content._replace(
+        name="my pictures",
+        left_out=("There are no labels: the scores were left out.",),
+        provenance=content.provenance._replace(data=data),
+    )
 
 
 def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess:
@@ -68,38 +73,43 @@ def table(output: str) -> dict[str, list[str]]:
 
 def test_prints_both_runs_in_aligned_columns(tmp_path):
     one, two = save(tmp_path / "one", vanilla()), save(tmp_path / "two", results())
-    done = run(one, two, COLUMNS="80")
+    done = run(one, two, COLUMNS="120")
     assert done.returncode == 0 and not done.stderr
     lines = done.stdout.splitlines()
-    assert lines[0].split("  ")[-2:] == ["digits vanilla", "digits hint"]
+    assert re.split(r"\s{2,}", lines[0].strip()) == [
+        *("digits vanilla", "digits hint", "chance", "colour histogram", "untrained encoder")
+    ]
     body = lines[: lines.index("") + 3]
     assert len({len(line) for line in body if line.startswith("  ")}) == 1, "columns are aligned"
-    assert max(map(len, lines)) <= 80
-    assert [line for line in lines if line and line in GROUPS] == list(GROUPS)
-    rows = table(done.stdout)
-    assert rows["NMI, gallery"] == ["0.0700", "0.3971"]
-    assert rows["NMI, queries"] == ["0.3934", "0.3934"]
-    assert rows["RI, gallery"] == ["0.8100", "0.8682"]
-    assert rows["ARI, queries"] == ["0.2717", "0.2717"]
-    assert rows["precision@5, in cluster"][1] == "0.5577"
-    assert rows["precision@100, exhaustive"][1] == "0.5012"
-    assert rows["mAP@100, in cluster"][1] == "0.3320"
-    assert rows["mAP@100, exhaustive"][1] == "0.3423"
-    assert rows["true neighbours kept, @5"][1] == "0.9314"
-    assert rows["true neighbours kept, @100"][1] == "0.8815"
-    assert rows["loss, fit"] == ["0.2500", "0.8333"], "the last epoch's"
-    assert rows["loss, validation"] == ["0.2500", "0.9167"]
-    assert rows["classification, validation"] == ["-", "0.7333"]
-    assert rows["accuracy, validation"] == ["-", "0.3000"]
-    assert rows["an epoch (median)"][0] == "5.25 s"
-    assert rows["all stages"][0] == "48 min 32 s"
+    assert max(map(len, lines)) <= 120
+    groups = (*GROUPS, "after the last epoch", "time")
+    assert [line for line in lines if line in groups] == list(groups)
+    rows = {(row.group, row.name): row for row in compare([read_run(one), read_run(two)]).rows}
+    gallery, queries, whole, cluster, losses, time = groups
+    # The chance levels' mean; then what the baselines have.
+    assert rows[gallery, "NMI"].values == ["0.0700", "0.3971", "0.0022", "0.4071", "0.3871"]
+    assert rows[gallery, "NMI"].best == {3}, "the colour histogram is the best"
+    assert rows[gallery, "RI"].values[:3] == ["0.8100", "0.8682", "0.5551"]
+    assert rows[gallery, "silhouette"].best == frozenset(), "says nothing across embeddings"
+    assert rows[queries, "ARI"].values[:2] == ["0.2717", "0.2717"]
+    assert rows[cluster, "precision@5"].values[1] == "0.5577"
+    assert rows[whole, "precision@100"].values[1] == "0.5012"
+    assert rows[cluster, "mAP@100"].values[1] == "0.3320"
+    assert rows[whole, "mAP@100"].values[1] == "0.3423"
+    assert rows[cluster, "true neighbours kept, @5"].values[1] == "0.9314"
+    assert rows[losses, "loss, fit"].values[:2] == ["0.2500", "0.8333"], "the last epoch's"
+    assert rows[losses, "classification, validation"].values == ["-", "0.7333", "", "", ""]
+    assert rows[losses, "accuracy, validation"].values[:2] == ["-", "0.3000"]
+    assert rows[time, "an epoch (median)"].values[0] == "5.25 s"
+    assert rows[time, "all stages"].values[0] == "48 min 32 s"
+    assert "0.4071*" in done.stdout and "* the best of its row" in done.stdout
     assert "differ" not in done.stdout
 
 
 def test_says_what_the_runs_do_not_share(tmp_path):
     first, second, third = results(), vanilla(), unlabelled()
-    second["provenance"]["seed"] = 8
-    second["provenance"]["device"] = {"kind": "NVIDIA H100", "count": 2, "host": "Xeon"}
+    device = second.provenance.device._replace(kind="NVIDIA H100", count=2, host="Xeon")
+    second = second._replace(provenance=second.provenance._replace(seed=8, device=device))
     runs = [
         read_run(save(tmp_path / str(i), content))
         for i, content in enumerate((third, first, second))
@@ -110,39 +120,55 @@ def test_says_what_the_runs_do_not_share(tmp_path):
     assert "different seeds" in seeds and "my pictures, digits hint: 7; digits vanilla: 8" in seeds
     assert "different devices" in devices and "digits vanilla: 2 × NVIDIA H100 (Xeon)" in devices
     assert left_out == "my pictures: There are no labels: the scores were left out."
-    rows = {row: values for _, row, values in comparison.rows}
-    assert rows["NMI, gallery"] == ["-", "0.3971", "0.0700"]
+    # Of different data no value is the best, and no baseline stands for all.
+    assert len(comparison.heads) == 3 and not any(row.best for row in comparison.rows)
+    rows = {(row.group, row.name): row.values for row in comparison.rows}
+    assert rows[GROUPS[0], "NMI"] == ["-", "0.3971", "0.0700"]
     # The order doesn't depend on which run comes first.
-    assert [row for _, row, _ in comparison.rows] == [row for _, row, _ in compare(runs[1:]).rows]
+    others = [row[:2] for row in compare(runs[1:]).rows]
+    assert [row[:2] for row in comparison.rows if row[:2] in others] == others
     assert compare(runs[1:2]).notes == []
 
 
 def test_rows_that_no_run_has_are_left_out(tmp_path):
-    rows = [row for _, row, _ in compare([read_run(save(tmp_path / "a", unlabelled()))]).rows]
+    comparison = compare([read_run(save(tmp_path / "a", unlabelled()))])
+    rows = [row.name for row in comparison.rows]
     assert not [row for row in rows if "NMI" in row or "precision" in row]
     assert "true neighbours kept, @5" in rows and "loss, fit" in rows
+    assert not any(row.best for row in comparison.rows)
+
+
+def test_files_of_both_formats_side_by_side(tmp_path):
+    experiments = Path(__file__).parents[1] / "experiments" / "cifar10"
+    runs = [read_run(experiments / name) for name in ("vanilla", "hint")]
+    comparison = compare(runs)
+    assert comparison.heads == ["CIFAR-10 vanilla", "CIFAR-10 hint"]
+    nmi = comparison.rows[0]
+    assert nmi.name == "NMI" and nmi.best == {1}
+    assert terminal(compare([*runs, read_run(save(tmp_path / "new", results()))]), 100)
 
 
 def test_runs_of_one_name_are_called_by_their_directories(tmp_path):
     runs = [read_run(save(tmp_path / name, results())) for name in ("seed0", "seed1")]
-    assert compare(runs).heads == [str(tmp_path / "seed0"), str(tmp_path / "seed1")]
+    assert compare(runs).heads[:2] == [str(tmp_path / "seed0"), str(tmp_path / "seed1")]
 
 
 def test_runs_that_do_not_fit_come_below(tmp_path):
-    contents = []
-    for i in range(7):
-        content = results()
-        content["name"] = f"a run whose name is long {i}"
-        contents.append(save(tmp_path / str(i), content))
-    shown = terminal(compare([read_run(directory) for directory in contents]), 100)
+    directories = [
+        save(tmp_path / str(i), results()._replace(name=f"a run whose name is long {i}"))
+        for i in range(7)
+    ]
+    shown = terminal(compare([read_run(directory) for directory in directories]), 100)
     assert max(map(len, shown.splitlines())) <= 100
-    assert shown.count("NMI, gallery") == 4 and len(re.findall("a run whose.*? [0-6]", shown)) == 7
-    assert all(f"is long {i}" in shown for i in range(7))
+    assert len(re.findall("a run whose.*? [0-6]", shown)) == 7
+    blocks = shown.count("-----\n")
+    assert blocks > 3 and shown.count("  NMI ") == 2 * blocks, "of gallery and queries"
+    assert shown.count("loss, fit") < blocks, "a block of baselines has no losses"
 
 
 def test_wide_characters_keep_the_columns_aligned(tmp_path):
-    one, two = results(), vanilla()
-    one["name"], two["name"] = "猫の実験", "e\u0301te\u0301"
+    one = results()._replace(name="猫の実験")
+    two = vanilla()._replace(name="e\u0301te\u0301")
     runs = [read_run(save(tmp_path / n, c)) for n, c in (("one", one), ("two", two))]
     lines = terminal(compare(runs), 100).splitlines()
     assert text.columns(lines[0]) == text.columns(lines[3]) == len(lines[1])
@@ -162,25 +188,32 @@ def test_writes_markdown_and_html(tmp_path):
     page = Page(source)
     assert_inert(page, source)
     rows = page.tables["comparison"]
-    assert rows[0] == ["", "digits vanilla", "digits hint"] and rows[1] == ["clusters"]
-    assert ["RI, gallery", "0.8100", "0.8682"] in rows
+    others = ["chance", "colour histogram", "untrained encoder"]
+    assert rows[0] == ["", "digits vanilla", "digits hint", *others] and rows[1] == [GROUPS[0]]
+    assert ["RI", "0.8100", "0.8682", "0.5551", "* 0.8782", "0.8582"] in rows
     (link,) = [a["href"] for tag, a in page.elements if tag == "a"]
     assert link == "../../runs/o%29n%20%5Be%5D%20%C3%BC/report.html"
     markdown = (output / "comparison.md").read_text(encoding="utf-8")
-    assert f"|  | [digits vanilla]({link}) | digits hint |\n|---|---:|---:|\n" in markdown
-    assert "\n| RI, gallery | 0.8100 | 0.8682 |\n" in markdown
+    assert f"|  | [digits vanilla]({link}) | digits hint | chance |" in markdown
+    assert "\n| RI | 0.8100 | 0.8682 | 0.5551 | **0.8782** | 0.8582 |\n" in markdown
     cells = {line.count("|") for line in markdown.splitlines() if line.startswith("|")}
-    assert cells == {4}
+    assert cells == {7}
 
 
 def test_hostile_names_are_shown_as_text(tmp_path):
     directories = []
     for i, name in enumerate((*HOSTILE, "[a](javascript:alert(1)) | **b** https://x.y")):
         content = results()
-        content["name"] = name
-        content["left_out"] = [f"{name} was left out"]
-        content["training"]["history"][-1]["fit"][name] = 1.0
-        content["provenance"]["device"]["host"] = name
+        *before, last = content.training.history
+        last = last._replace(fit=last.fit | {name: 1.0})
+        device = content.provenance.device._replace(host=name)
+        content = content._replace(
+            name=name,
+            left_out=(f"{name} was left out",),
+            training=content.training._replace(history=(*before, last)),
+            provenance=content.provenance._replace(device=device),
+            baselines={HOSTILE[0]: scores(0.1)},
+        )
         directories.append(save(tmp_path / f"{i}", content, report=True))
     done = run(*directories, "--output", tmp_path)
     assert done.returncode == 0, done.stderr
@@ -194,70 +227,13 @@ def test_hostile_names_are_shown_as_text(tmp_path):
     assert "<" not in unescaped and "**b**" not in unescaped and "://" not in unescaped
     assert unescaped.count("](") == len(directories), "the links are ours"
     bars = {line.count("|") for line in unescaped.splitlines() if line.startswith("|")}
-    assert bars == {len(directories) + 2}
+    assert bars == {len(directories) + 4}
 
 
 def test_a_terminal_of_another_encoding(tmp_path):
-    content = results()
-    content["name"] = "猫"
+    content = results()._replace(name="猫")
     done = run(save(tmp_path / "猫", content), PYTHONIOENCODING="ascii")
     assert done.returncode == 0 and "?" in done.stdout.splitlines()[0] and not done.stderr
-
-
-def broken(change) -> bytes:
-    content = copy.deepcopy(results())
-    change(content)
-    return json.dumps(content).encode()
-
-
-BROKEN = {
-    "empty": (b"", "broken"),
-    "truncated": (json.dumps(results()).encode()[:200], "broken"),
-    "binary": (b"\x89PNG\xff\xfe", "broken"),
-    "deep": (b"[" * 100_000, "broken"),
-    "digits": (b'{"format": ' + b"1" * 5000 + b"}", "broken"),
-    "list": (b"[1, 2]", "not the results file"),
-    "foreign": (b'{"scores": 1}', "not the results file"),
-    "newer": (b'{"format": 2}', "format 2"),
-    "score": (broken(lambda r: r["clustering"]["gallery"].update(nmi="high")), "gallery.nmi"),
-    "truth": (broken(lambda r: r["retrieval"]["kept"].update({"@5": True})), "kept.@5"),
-    "huge": (broken(lambda r: r["clustering"]["gallery"].update(ri=10**400)), "gallery.ri"),
-    "part": (broken(lambda r: r.update(clustering=[1])), "clustering is not an object"),
-    "epoch": (broken(lambda r: r["training"].update(history=[3])), "history"),
-    "loss": (broken(lambda r: r["training"]["history"][-1]["fit"].update(loss=[])), "fit loss"),
-    "time": (broken(lambda r: r["training"]["history"][0].pop("seconds")), "seconds"),
-    "stage": (broken(lambda r: r["seconds"].update(train=None)), "seconds.train"),
-    "name": (broken(lambda r: r.update(name=3)), "name is not a text"),
-    "sentence": (broken(lambda r: r.update(left_out=[{}])), "left_out"),
-    "shape": (broken(lambda r: r["provenance"]["data"].update(image_shape=8)), "image_shape"),
-}
-
-
-@pytest.mark.parametrize("case", BROKEN)
-def test_a_broken_results_file_gets_one_sentence(case, tmp_path, capsys):
-    content, named = BROKEN[case]
-    (tmp_path / "results.json").write_bytes(content)
-    assert main([str(tmp_path)]) == 2
-    out, err = capsys.readouterr()
-    assert not out and err.count("\n") == 1 and err.endswith(".\n")
-    assert named in err and "results.json" in err
-
-
-def test_undefined_values_are_no_error(tmp_path):
-    content = results()
-    content["clustering"]["gallery"]["nmi"] = float("nan")
-    content["clustering"]["gallery"]["ri"] = None
-    content["training"]["history"][-1]["fit"]["loss"] = float("inf")
-    content["seconds"]["train"] = float("inf")
-    rows = {r: v for _, r, v in compare([read_run(save(tmp_path / "a", content))]).rows}
-    assert rows["NMI, gallery"] == ["nan"] and rows["loss, fit"] == ["inf"]
-    assert "RI, gallery" not in rows and rows["all stages"] == ["inf s"]
-
-
-def test_the_least_results_file(tmp_path):
-    comparison = compare([read_run(save(tmp_path / "a", {"format": 1}))])
-    assert comparison.heads == [str(tmp_path / "a")] and comparison.rows == []
-    assert terminal(comparison, 80) and to_markdown(comparison, [""])
 
 
 @pytest.mark.parametrize("case", ["none", "missing", "file", "unfinished", "option", "output"])

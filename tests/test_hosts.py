@@ -42,7 +42,7 @@ def figures(workdir):
         {part: row[part] for part in ("epoch", "step", "fit", "validation")}
         for row in results["training"]["history"]
     ]
-    return [history] + [results[key] for key in ("clustering", "retrieval", "left_out")]
+    return [history] + [results[key] for key in ("scores", "baselines", "left_out")]
 
 
 def test_one_result_on_any_hosts_and_across_an_interruption(tmp_path):

@@ -16,10 +16,9 @@ NUMERIC = ["models", "objectives", "kmeans", "ranking", "ranking.cells", "metric
 LAYERS = [
     {"numerics", "runtime"},
     {"data", "models", "kmeans", "metrics", "ranking"},
-    {"objectives", "sharded"},
-    {"embedder", "evaluation"},
+    {"objectives", "sharded", "report"},
+    {"embedder", "evaluation", "baselines"},
     {"training"},
-    {"report"},
     {"pipeline"},
     {"config", "build"},
     {"main", "__main__"},

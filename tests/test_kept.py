@@ -1,12 +1,11 @@
 """What a stage leaves is taken up when it is whole and follows from the same, and only then."""
 
-import json
 import os
 
 import numpy as np
 import pytest
 
-from retrieval_jax.runtime.stage_cache import kept, read_results
+from retrieval_jax.runtime.stage_cache import kept
 
 
 def maker(values):
@@ -64,13 +63,3 @@ def test_a_damaged_file_is_made_anew(tmp_path, capsys, damage):
     arrays, _ = kept(tmp_path / "a.npz", 7, make)
     assert len(calls) == 2 and "a.npz can't be read" in capsys.readouterr().out
     np.testing.assert_array_equal(arrays["a"], [1, 2, 3])
-
-
-def test_results_count_only_with_a_report(tmp_path):
-    assert read_results(tmp_path) is None
-    (tmp_path / "results.json").write_text(json.dumps({"format": 1}))
-    assert read_results(tmp_path) is None
-    (tmp_path / "report.html").write_text("")
-    assert read_results(tmp_path) == {"format": 1}
-    (tmp_path / "results.json").write_text('{"format"')
-    assert read_results(tmp_path) is None

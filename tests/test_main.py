@@ -18,6 +18,7 @@ from sklearn.neighbors import NearestNeighbors
 from tensorboardX.proto.event_pb2 import Event
 
 from retrieval_jax.main import main
+from retrieval_jax.report.page import main as report_main
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 EPOCHS = 4
@@ -52,7 +53,7 @@ def figures_of_merit(workdir):
     history = [
         {k: v for k, v in row.items() if k != "seconds"} for row in results["training"]["history"]
     ]
-    return [results[key] for key in ("clustering", "retrieval", "left_out")] + [history]
+    return [results[key] for key in ("scores", "baselines", "left_out")] + [history]
 
 
 def test_the_scores_are_scikit_learns(whole):
@@ -66,7 +67,10 @@ def test_the_scores_are_scikit_learns(whole):
     assert not set(found["gallery"]) & set(found["queries"])
     for part in ("gallery", "queries"):
         truth, cells = labels[found[part]], clusters[part]
-        scores = results["clustering"][part]
+        scores = {
+            name: results["scores"]["clustering"][part][name]["value"]
+            for name in ("nmi", "ri", "ari")
+        }
         assert scores["nmi"] == pytest.approx(
             sklearn_metrics.normalized_mutual_info_score(truth, cells)
         )
@@ -74,7 +78,9 @@ def test_the_scores_are_scikit_learns(whole):
         assert scores["ari"] == pytest.approx(sklearn_metrics.adjusted_rand_score(truth, cells))
     gallery, queries = embeddings["gallery"], embeddings["queries"]
     squared = ((gallery[:, None] - clusters["centroids"]) ** 2).sum(2)
-    assert results["clustering"]["inertia"] == pytest.approx(squared.min(1).sum(), rel=1e-4)
+    assert results["scores"]["clustering"]["inertia"] == pytest.approx(
+        squared.min(1).sum(), rel=1e-4
+    )
     np.testing.assert_array_equal(squared.argmin(1), clusters["gallery"])
 
     search = NearestNeighbors(n_neighbors=100, algorithm="brute").fit(gallery.astype(np.float64))
@@ -85,31 +91,39 @@ def test_the_scores_are_scikit_learns(whole):
         right = (labels[found["gallery"]][indices] == labels[found["queries"]][:, None]) & (
             indices >= 0
         )
-        assert results["retrieval"][way]["precision@5"] == pytest.approx(right[:, :5].mean())
-        assert results["retrieval"][way]["precision@100"] == pytest.approx(right.mean())
+        precision = results["scores"]["retrieval"][way]["precision_at"]
+        assert precision["5"]["value"] == pytest.approx(right[:, :5].mean())
+        assert precision["100"]["value"] == pytest.approx(right.mean())
     same_cluster = clusters["gallery"][found["cluster_indices"]] == clusters["queries"][:, None]
     assert np.all(same_cluster | (found["cluster_indices"] < 0))
     both = [
         set(a) & set(b)
         for a, b in zip(found["exhaustive_indices"], found["cluster_indices"], strict=True)
     ]
-    assert results["retrieval"]["kept"]["@100"] == pytest.approx(
+    assert results["scores"]["retrieval"]["kept"]["100"]["value"] == pytest.approx(
         np.mean([len(b) for b in both]) / 100
     )
 
 
 def test_everything_that_a_run_leaves(whole):
     results = results_of(whole)
-    assert results["clustering"]["gallery"]["nmi"] > 0.5  # digits are easy, even after 4 epochs
+    assert (
+        results["scores"]["clustering"]["gallery"]["nmi"]["value"] > 0.5
+    )  # digits are easy, even after 4 epochs
     assert list(results["seconds"]) == [
         "data",
         "train",
         "embed",
         "cluster",
-        "score",
         "rank",
+        "score",
+        "map",
+        "baselines",
         "report",
     ]
+    assert list(results["baselines"]) == ["raw pixels", "colour histogram", "untrained encoder"]
+    names = json.loads((whole / "images.json").read_text())
+    assert sorted(names["gallery"] + names["queries"]) == list(range(1797))
     assert 0 < results["training"]["first_step"] < results["seconds"]["train"] + 60
     assert results["provenance"]["device"]["count"] == 8
     assert (
@@ -188,6 +202,12 @@ def test_python_starts_again_once_with_huge_pages(tmp_path):
     assert run(own) == ["started", "glibc.malloc.check=0 ['a b', 'c']"]
 
 
+def test_the_report_is_made_again_from_the_workdir_alone(whole, tmp_path):
+    shutil.copytree(whole, tmp_path / "copy", ignore=lambda *_: ["figures", "report.html"])
+    assert report_main([str(tmp_path / "copy")]) == 0
+    assert (tmp_path / "copy" / "report.html").read_bytes() == (whole / "report.html").read_bytes()
+
+
 def test_a_finished_run_is_left_as_it_is(whole, capsys):
     before = (whole / "results.json").read_bytes()
     assert main(arguments(whole, *DIGITS)) == 0
@@ -235,7 +255,9 @@ def test_without_labels_the_rest_is_done_and_the_gap_is_said(tmp_path):
     )
     assert main(arguments(tmp_path / "run", *data, *SMALL, system="vanilla")) == 0
     results = results_of(tmp_path / "run")
-    assert set(results["retrieval"]) == {"kept"} and "gallery" not in results["clustering"]
+    for scores in (results["scores"], *results["baselines"].values()):
+        assert set(scores["retrieval"]) == {"kept"}
+        assert set(scores["clustering"]["gallery"]) == {"silhouette"}
     assert "the data has no labels" in " ".join(results["left_out"])
     assert results["training"]["history"][0]["validation"] == {}
     found = np.load(tmp_path / "run" / "neighbours.npz")
@@ -255,6 +277,10 @@ def test_a_folder_of_own_images_with_a_broken_one_and_an_odd_name(tmp_path):
     assert "broken.png" in skipped
     page = (tmp_path / "run" / "report.html").read_text()
     assert "a &amp; &lt;b&gt;" in page and "<b>" not in page
+    names = json.loads((tmp_path / "run" / "images.json").read_text())
+    assert sorted(names["gallery"] + names["queries"]) == sorted(
+        f"{name}/{i}.png" for name in ("a & <b>", "café") for i in range(20)
+    )
     streaming = (*data, *SMALL, "data.streaming=True")
     assert main(arguments(tmp_path / "streamed", *streaming)) == 0
     assert "broken.png" in results_of(tmp_path / "streamed")["provenance"]["data"]["skipped"][0]

@@ -1,8 +1,8 @@
 """The report: figures by pixels, the page by its parsed elements, the map by its neighbours."""
 
 import base64
-import copy
 import io
+import json
 import re
 import subprocess
 import sys
@@ -13,14 +13,32 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import pytest
+from etils import epath
 from PIL import Image
 from scipy.spatial.distance import pdist
 from sklearn.datasets import load_digits
 from sklearn.manifold import trustworthiness
 
 from retrieval_jax.report import figures, text
-from retrieval_jax.report.map import tsne
-from retrieval_jax.report.page import write_report
+from retrieval_jax.report.map import lay_out, tsne
+from retrieval_jax.report.page import choose_examples, main, make, verdict, write_page
+from retrieval_jax.report.results import (
+    Clustering,
+    ClusterScores,
+    Data,
+    Device,
+    Epoch,
+    Provenance,
+    Results,
+    Retrieval,
+    RetrievalScores,
+    Score,
+    Scores,
+    Training,
+    typed,
+    write,
+)
+from retrieval_jax.runtime.errors import printable
 
 HOSTILE = (
     "<script>alert(1)</script>",
@@ -50,53 +68,101 @@ EPOCHS = [
 ]
 
 
-def results() -> dict:
-    """A whole results.json with no two scores alike, so that a swapped cell shows."""
-    return {
-        "format": 1,
-        "name": "digits hint",
-        "seconds": {"data": 0.1, "train": 2890.0, "embed": 17.25, "report": 5.0},
-        "training": {
-            "epochs": 3,
-            "parameters": 319309,
-            "trainable_parameters": 318477,
-            "history": copy.deepcopy(EPOCHS),
+def scores(shift: float = 0.0) -> Scores:
+    """No two scores alike, so that a swapped cell shows."""
+
+    def score(value: float, chance: float | None = None) -> Score:
+        return Score(value + shift, chance)
+
+    return Scores(
+        Clustering(
+            k=3,
+            inertia=1234.5,
+            iterations=17,
+            converged=True,
+            sizes=(700, 500, 437),
+            gallery=ClusterScores(
+                nmi=score(0.39711, 0.00123),
+                ri=score(0.86822, 0.55512),
+                ari=score(0.27533, 0.0),
+                ami=score(0.38611, 0.0),
+                accuracy=score(0.61234, 0.36789),
+                silhouette=score(0.12345),
+                counts=((600, 0, 7), (50, 450, 30), (50, 50, 400)),
+            ),
+            queries=ClusterScores(nmi=score(0.39344, 0.04), ri=score(0.86655), ari=score(0.27166)),
+        ),
+        Retrieval(
+            RetrievalScores(
+                {"5": score(0.55771, 0.333), "100": score(0.49288, 0.332)},
+                {"5": score(0.01122), "100": score(0.10234)},
+                {"5": score(0.51515), "100": score(0.33199)},
+            ),
+            RetrievalScores(
+                {"5": score(0.56311, 0.331), "100": score(0.50122, 0.334)},
+                {"5": score(0.01133), "100": score(0.11345)},
+                {"5": score(0.52525), "100": score(0.34233)},
+                map_at_r=score(0.23456, 0.11111),
+                map=score(0.45678, 0.34343),
+                knn_accuracy=score(0.67891, 0.35353),
+            ),
+            {"5": Score(0.93144 + shift, 0.32), "100": Score(0.88155 + shift, 0.32)},
+        ),
+        features=128,
+    )
+
+
+def results() -> Results:
+    """A whole run's, with one baseline that is better in everything and one that is worse."""
+    return Results(
+        name="digits hint",
+        seconds={"data": 0.1, "train": 2890.0, "embed": 17.25, "report": 5.0},
+        training=Training(3, 319309, 318477, tuple(typed(Epoch, row) for row in EPOCHS), 9.5),
+        scores=scores(),
+        left_out=(),
+        provenance=Provenance(
+            command="python -m retrieval_jax.main --config=configs/quickstart.py",
+            config={"seed": 7, "data": {"source": "digits"}, "model": {"features": [32, 64]}},
+            versions={"python": "3.11.7", "jax": "0.10.2"},
+            device=Device("cpu", "cpu", 4, "Xeon, 2 cores"),
+            seed=7,
+            date="2026-01-02T03:04:05Z",
+            data=Data(
+                description="scikit-learn's digits, 1,797 images",
+                images=1797,
+                gallery=1637,
+                fit=1310,
+                validation=327,
+                queries=160,
+                image_shape=(8, 8, 1),
+                class_names=("zero", "one", "two"),
+            ),
+        ),
+        baselines={
+            "colour histogram": scores(0.01)._replace(features=512, variance_kept=0.93),
+            "untrained encoder": scores(-0.01),
         },
-        "clustering": {
-            "k": 3,
-            "inertia": 1234.5,
-            "iterations": 17,
-            "converged": True,
-            "sizes": [700, 500, 437],
-            "gallery": {"nmi": 0.39711, "ri": 0.86822, "ari": 0.27533},
-            "queries": {"nmi": 0.39344, "ri": 0.86655, "ari": 0.27166},
-        },
-        "retrieval": {
-            "cluster": {"precision@5": 0.55771, "precision@100": 0.49288, "map@100": 0.33199},
-            "exhaustive": {"precision@5": 0.56311, "precision@100": 0.50122, "map@100": 0.34233},
-            "kept": {"@5": 0.93144, "@100": 0.88155},
-        },
-        "left_out": [],
-        "provenance": {
-            "command": "python -m retrieval_jax.main --config=configs/quickstart.py",
-            "config": {"seed": 7, "data": {"source": "digits"}, "model": {"features": [32, 64]}},
-            "versions": {"python": "3.11.7", "jax": "0.10.2"},
-            "device": {"platform": "cpu", "kind": "cpu", "count": 4, "host": "Xeon, 2 cores"},
-            "seed": 7,
-            "date": "2026-01-02T03:04:05Z",
-            "data": {
-                "description": "scikit-learn's digits, 1,797 images",
-                "images": 1797,
-                "gallery": 1637,
-                "fit": 1310,
-                "validation": 327,
-                "queries": 160,
-                "image_shape": [8, 8, 1],
-                "class_names": ["zero", "one", "two"],
-                "skipped": [],
-            },
-        },
-    }
+    )
+
+
+def unlabelled() -> Results:
+    """What there is without labels: silhouettes, and the share of neighbours kept."""
+    content = results()
+
+    def without(scores: Scores) -> Scores:
+        silhouette = ClusterScores(silhouette=Score(0.25))
+        clustering = scores.clustering._replace(gallery=silhouette, queries=silhouette)
+        return scores._replace(
+            clustering=clustering, retrieval=Retrieval(kept=scores.retrieval.kept)
+        )
+
+    data = content.provenance.data._replace(class_names=())
+    return content._replace(
+        scores=without(content.scores),
+        baselines={name: without(scores) for name, scores in content.baselines.items()},
+        left_out=("Scores that judge by classes: the data has no labels.",),
+        provenance=content.provenance._replace(data=data),
+    )
 
 
 # fmt: off
@@ -159,10 +225,9 @@ def assert_inert(page: Page, source: str) -> None:
     assert sources == [("default", "'none'"), ("style", "'unsafe-inline'"), ("img", "data:")]
 
 
-def report(tmp_path: Path, content: dict, pictures: dict | None = None) -> Page:
-    path = tmp_path / "report.html"
-    write_report(content, pictures or {}, path)
-    source = path.read_text(encoding="utf-8")
+def report(tmp_path: Path, content: Results, pictures: dict | None = None) -> Page:
+    path = write_page(epath.Path(tmp_path), content, pictures or {})
+    source = path.read_text()
     page = Page(source)
     assert_inert(page, source)
     return page
@@ -186,23 +251,44 @@ def count(image: np.ndarray, colour: str, tolerance: int = 12) -> int:
 def test_report_tables_hold_the_results(tmp_path):
     content = results()
     page = report(tmp_path, content)
-    clustering = content["clustering"]
-    head, *rows = page.tables["clustering scores"]
-    assert head == ["", "gallery", "queries"]
-    assert [row[0] for row in rows] == ["NMI", "RI", "ARI"]
+    head, *rows = page.tables["scores"]
+    assert head == ["", "trained", "chance", "colour histogram", "untrained encoder"]
+    assert [row[0] for row in rows if len(row) == 1] == list(text.GROUPS)
+    group, got = "", {}
     for name, *cells in rows:
-        expected = [clustering[side][name.lower()] for side in ("gallery", "queries")]
-        np.testing.assert_allclose([float(cell) for cell in cells], expected, atol=5e-5)
-    head, *rows = page.tables["retrieval scores"]
-    assert head == ["", "in the cluster", "exhaustive"]
-    got = {name: [float(cell) for cell in cells] for name, *cells in rows}
-    assert got == {
-        "precision@5": [0.5577, 0.5631],
-        "precision@100": [0.4929, 0.5012],
-        "mAP@100": [0.3320, 0.3423],
-        "true neighbours kept, @5": [0.9314, 1.0],
-        "true neighbours kept, @100": [0.8815, 1.0],
-    }
+        group = group if cells else name
+        if cells:
+            got[group, name] = cells
+    mine, better, worse = (
+        {one[:2]: one for one in text.named(scores)}
+        for scores in (content.scores, *content.baselines.values())
+    )
+    assert got.keys() == mine.keys() and len(got) == 26
+    for key, (value, chance, above, below) in got.items():
+        assert float(value) == pytest.approx(mine[key].score.value, abs=5e-5)
+        assert float(below) == pytest.approx(worse[key].score.value, abs=5e-5)
+        assert above.startswith("▲ ") == mine[key].comparable
+        assert float(above.removeprefix("▲ ")) == pytest.approx(better[key].score.value, abs=5e-5)
+        expected = mine[key].score.chance
+        assert (
+            chance == "–"
+            if expected is None
+            else float(chance) == pytest.approx(expected, abs=5e-5)
+        )
+    assert got[text.GROUPS[0], "accuracy by matching"][:2] == ["0.6123", "0.3679"]
+    assert got[text.GROUPS[2], "MAP@R"][:2] == ["0.2346", "0.1111"]
+    assert got[text.GROUPS[3], "mAP@100"][0] == "0.3320"
+    assert got[text.GROUPS[3], "true neighbours kept, @5"][:2] == ["0.9314", "0.3200"]
+    assert "colour histogram: better than the trained embedding in 23 of 23 scores" in page.text
+    assert "Colour histogram: 512 features, 93% of their variance kept." in page.text
+    assert "untrained encoder: better" not in page.text
+    head, *rows = page.tables["classes by cluster"]
+    assert rows == [
+        ["zero", "600", "0", "7"],
+        ["one", "50", "450", "30"],
+        ["two", "50", "50", "400"],
+        ["all", "700", "500", "437"],
+    ]
     head, *rows = page.tables["losses by epoch"]
     assert len(rows) == 3
     for epoch, row in zip(EPOCHS, rows, strict=True):
@@ -213,14 +299,28 @@ def test_report_tables_hold_the_results(tmp_path):
     stages = dict(page.tables["time of each stage"][1:])
     assert stages["train"] == "48 min 10 s" and stages["all"] == "48 min 32 s"
     facts = dict(page.tables["provenance"])
-    assert facts["command"] == content["provenance"]["command"]
+    assert facts["command"] == content.provenance.command
     assert facts["seed"] == "7" and facts["3 classes"] == "zero, one, two"
     assert facts["images"] == "1,797 of 8 × 8 × 1"
     assert "1,310 fit" in facts["split"] and "160 queries" in facts["split"]
-    assert dict(page.tables["versions"]) == content["provenance"]["versions"]
+    assert dict(page.tables["versions"]) == content.provenance.versions
     assert '"source": "digits"' in page.text
-    assert "700, 500, 437" in page.text and "437 to 700, median 500" in page.text
+    assert "437 to 700, median 500" in page.text
     assert "Left out" not in page.text and "skipped" not in page.text
+
+
+def test_the_verdict_names_what_is_better():
+    content = results()
+    content = content._replace(baselines={"untrained encoder": scores(-0.01)})
+    assert verdict(content) == ["No baseline beats the trained embedding in any score."]
+    assert verdict(content._replace(baselines={})) == [] == verdict(unlabelled())
+    gallery = content.scores.clustering.gallery._replace(ari=Score(0.3))
+    clustering = content.scores.clustering._replace(gallery=gallery)
+    one = content.scores._replace(clustering=clustering)
+    assert verdict(content._replace(baselines={"raw pixels": one})) == [
+        "raw pixels: better than the trained embedding in 1 of 23 scores "
+        "(ARI, clusters of the gallery: 0.3000 against 0.2753)."
+    ]
 
 
 def test_report_embeds_its_figures(tmp_path):
@@ -239,59 +339,202 @@ def test_report_embeds_its_figures(tmp_path):
 
 def test_report_shows_hostile_text_as_text(tmp_path):
     content = results()
-    provenance = content["provenance"]
-    content["name"] = HOSTILE[0]
-    content["left_out"] = [HOSTILE[1]]
-    provenance["command"] = f"main --workdir='{HOSTILE[1]}'"
-    provenance["config"]["</pre>" + HOSTILE[0]] = [HOSTILE[1], "\udcff"]
-    provenance["versions"][HOSTILE[1]] = HOSTILE[0]
-    provenance["device"]["host"] = HOSTILE[0]
-    provenance["data"]["description"] = HOSTILE[1]
-    provenance["data"]["class_names"] = list(HOSTILE)
-    provenance["data"]["skipped"] = [f"{name}: truncated" for name in HOSTILE]
+    history = list(content.training.history)
     for side in ("fit", "validation"):
-        content["training"]["history"][0][side][HOSTILE[0]] = 1.0
-    content["seconds"][HOSTILE[1]] = 1.0
+        history[0] = history[0]._replace(**{side: getattr(history[0], side) | {HOSTILE[0]: 1.0}})
+    provenance = content.provenance
+    content = content._replace(
+        name=HOSTILE[0],
+        left_out=(HOSTILE[1],),
+        seconds=content.seconds | {HOSTILE[1]: 1.0},
+        training=content.training._replace(history=tuple(history)),
+        baselines={HOSTILE[0]: scores(0.1)},
+        provenance=provenance._replace(
+            command=f"main --workdir='{HOSTILE[1]}'",
+            config=provenance.config | {"</pre>" + HOSTILE[0]: [HOSTILE[1], "\udcff"]},
+            versions=provenance.versions | {HOSTILE[1]: HOSTILE[0]},
+            device=provenance.device._replace(host=HOSTILE[0]),
+            data=provenance.data._replace(
+                description=HOSTILE[1],
+                class_names=HOSTILE,
+                skipped=tuple(f"{name}: truncated" for name in HOSTILE),
+            ),
+        ),
+    )
+    names = {"gallery": list(HOSTILE), "queries": list(HOSTILE)}
+    (tmp_path / "images.json").write_text(json.dumps(names))
+    np.savez(tmp_path / "examples.npz", neighbour_positions=np.array([[1, 2], [0, -1]]))
     figure = tmp_path / "figure.png"
     Image.new("L", (2, 2)).save(figure)
     page = report(tmp_path, content, {HOSTILE[1]: figure})
-    shown = [text.printable(name) for name in HOSTILE]
+    shown = [printable(name) for name in HOSTILE]
     assert dict(page.tables["provenance"])["10 classes"] == ", ".join(shown)
     for name in shown:
         assert f"{name}: truncated" in page.text
     assert "10 files were skipped" in page.text
+    assert page.tables["files"][1:] == [[shown[0], f"{shown[1]}; {shown[2]}"], [shown[1], shown[0]]]
     assert "\x1b" not in page.text and "\u202e" not in page.text
     assert [tag for tag, _ in page.elements if tag in ("script", "b")] == []
 
 
 def test_report_without_labels_and_without_epochs(tmp_path):
-    content = results()
-    for key in ("gallery", "queries"):
-        del content["clustering"][key]
-    for key in ("cluster", "exhaustive"):
-        del content["retrieval"][key]
-    content["training"]["history"] = []
-    content["provenance"]["data"]["class_names"] = []
-    content["left_out"] = ["There are no labels: NMI, RI and ARI were left out."]
+    content = unlabelled()
+    content = content._replace(training=content.training._replace(history=()))
     page = report(tmp_path, content)
-    assert "clustering scores" not in page.tables and "losses by epoch" not in page.tables
-    assert page.tables["retrieval scores"][0] == ["", "in the cluster"]
-    assert ["true neighbours kept, @5", "0.9314"] in page.tables["retrieval scores"]
-    assert content["left_out"][0] in page.text
-    assert "NMI" not in page.text.replace(content["left_out"][0], "")
+    assert "classes by cluster" not in page.tables and "losses by epoch" not in page.tables
+    _, *rows = page.tables["scores"]
+    assert [row[0] for row in rows if len(row) > 1] == [
+        *["silhouette"] * 2,
+        "true neighbours kept, @5",
+        "true neighbours kept, @100",
+    ]
+    assert "▲" not in "".join(map("".join, rows))
+    assert "700, 500, 437" in page.text
+    assert content.left_out[0] in page.text
+    assert "NMI" not in page.text and "Against the baselines" not in page.text
+
+
+def test_report_of_one_cluster_has_no_silhouette(tmp_path):
+    content = unlabelled()
+    nothing = Clustering(1, 5.0, 1, True, (9,))
+    scores = content.scores._replace(clustering=nothing, retrieval=Retrieval())
+    page = report(tmp_path, content._replace(scores=scores, baselines={}))
+    assert "scores" not in page.tables and "9 to 9, median 9" in page.text
 
 
 def test_report_shows_missing_and_undefined_values(tmp_path):
     content = results()
-    last = content["training"]["history"][-1]
-    last["validation"] = None
-    last["fit"]["loss"] = float("nan")
-    del content["clustering"]["queries"]["ri"]
-    content["training"]["history"] = [*EPOCHS[:2], last]
-    content["training"]["history"].reverse()
-    page = report(tmp_path, content)
+    first, second, last = content.training.history
+    last = last._replace(fit=last.fit | {"loss": float("nan")}, validation={})
+    history = (last, second, first)
+    page = report(tmp_path, content._replace(training=content.training._replace(history=history)))
     assert page.tables["losses by epoch"][1][2:] == ["nan", "0.1667", "0.6667", *["–"] * 4]
-    assert ["RI", "0.8682", "–"] in page.tables["clustering scores"]
+
+
+# The report of a workdir
+
+
+@pytest.fixture
+def workdir(tmp_path):
+    """A finished run's, with all that its report is made from."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (60, 8, 8, 1), dtype=np.uint8)
+    labels, gallery, queries = rng.integers(0, 3, 60), np.arange(10, 60), np.arange(10)
+    neighbours = rng.integers(-1, 50, (10, 7))
+    placed = lay_out(rng.normal(size=(50, 4)), 20, seed=0)
+    examples = choose_examples(
+        images, labels, gallery, queries, neighbours, 4,
+        reconstructions=images[:10] / np.float32(255), mapped=placed.rows,
+    )  # fmt: skip
+    shown = examples["neighbour_positions"]
+    assert shown.shape == (4, 5) and examples["reconstructions"].shape == (4, 8, 8, 1)
+    found = shown >= 0
+    np.testing.assert_array_equal(examples["neighbours"][found], images[10 + shown[found]])
+    np.testing.assert_array_equal(examples["neighbour_labels"][found], labels[10 + shown[found]])
+    np.testing.assert_array_equal(examples["map_labels"], labels[10 + placed.rows])
+    np.savez(tmp_path / "examples.npz", **examples)
+    np.savez(tmp_path / "map.npz", **placed._asdict())
+    names = {
+        "gallery": [f"g{i}.png" for i in range(50)],
+        "queries": [f"q{i}.png" for i in range(10)],
+    }
+    (tmp_path / "images.json").write_text(json.dumps(names))
+    write(epath.Path(tmp_path), results())
+    return tmp_path
+
+
+def test_a_workdir_is_all_that_a_report_needs(workdir):
+    """No data, no model, not even JAX; and the same page each time."""
+    code = (
+        "import sys; from retrieval_jax.report.page import main; code = main(sys.argv[1:]); "
+        "assert not {'jax', 'openTSNE', 'sklearn'} & set(sys.modules); sys.exit(code)"
+    )
+    pages = []
+    for _ in range(2):
+        run = subprocess.run(
+            [sys.executable, "-c", code, workdir], capture_output=True, text=True, check=True
+        )
+        assert run.stdout == f"report: {workdir / 'report.html'}\n"
+        pages.append((workdir / "report.html").read_bytes())
+    assert pages[0] == pages[1]
+    page = Page(pages[0].decode())
+    captions = [attributes["alt"] for tag, attributes in page.elements if tag == "img"]
+    assert captions == [
+        "Loss by epoch, fit and validation.",
+        "Queries, and below each its reconstruction.",
+        "Queries, and the 5 nearest gallery images of their cluster.",
+        "t-SNE of 20 of the 1,637 gallery embeddings.",
+    ]
+    assert [row[0] for row in page.tables["files"][1:]] == [f"q{i}.png" for i in range(4)]
+
+
+def test_a_report_without_decoder_labels_or_map(workdir):
+    examples = dict(np.load(workdir / "examples.npz"))
+    for name in ("reconstructions", "query_labels", "neighbour_labels", "map_labels"):
+        del examples[name]
+    np.savez(workdir / "examples.npz", **examples)
+    (workdir / "map.npz").unlink()
+    (workdir / "images.json").write_text(json.dumps({"gallery": [*range(50)], "queries": [7] * 10}))
+    write(epath.Path(workdir), unlabelled())
+    page = Page(make(workdir).read_text())
+    assert sum(tag == "img" for tag, _ in page.elements) == 2 and "files" not in page.tables
+    (workdir / "examples.npz").unlink()
+    page = Page(make(workdir).read_text())
+    assert sum(tag == "img" for tag, _ in page.elements) == 1
+
+
+def damage_an_archive(workdir):
+    (workdir / "map.npz").write_bytes(b"PK\x03\x04")
+    return "map.npz is damaged"
+
+
+def put_an_object_in(workdir):
+    np.savez(workdir / "examples.npz", queries=np.array([{}], object))
+    return "examples.npz is damaged"
+
+
+def give_shapes_that_do_not_fit(workdir):
+    examples = dict(np.load(workdir / "examples.npz"))
+    np.savez(workdir / "examples.npz", **(examples | {"reconstructions": np.zeros((2, 3))}))
+    return "doesn't belong"
+
+
+def damage_the_names(workdir):
+    (workdir / "images.json").write_text('{"queries": {}}')
+    return "images.json is damaged"
+
+
+def remove_the_results(workdir):
+    (workdir / "results.json").unlink()
+    return "has not finished"
+
+
+def block_the_figures(workdir):
+    (workdir / "figures").write_text("")
+    return "can't be made"
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        damage_an_archive,
+        put_an_object_in,
+        give_shapes_that_do_not_fit,
+        damage_the_names,
+        remove_the_results,
+        block_the_figures,
+    ],
+)
+def test_a_damaged_workdir_gets_one_sentence(workdir, damage, capsys):
+    named = damage(workdir)
+    assert main([str(workdir)]) == 2
+    out, err = capsys.readouterr()
+    assert not out and err.count("\n") == 1 and named in err
+
+
+def test_a_wrong_command_line_gets_one_sentence(capsys):
+    assert main([]) == 2 and main(["a", "b"]) == 2
+    assert capsys.readouterr().err.count("\n") == 2
 
 
 # The figures
@@ -552,6 +795,15 @@ def test_tsne_refuses_what_it_cannot_place():
         tsne(np.zeros(3), seed=0)
 
 
+@pytest.mark.parametrize(("points", "shown"), [(3, 3), (7, 7), (9, 7)])
+def test_a_map_says_which_rows_it_shows(points, shown):
+    gallery = np.random.default_rng(0).normal(size=(7, 3))
+    placed = lay_out(gallery, points, seed=5)
+    assert placed.positions.shape == (shown, 2) and len(set(placed.rows.tolist())) == shown
+    assert (np.diff(placed.rows) > 0).all()
+    np.testing.assert_array_equal(placed.positions, tsne(gallery[placed.rows], seed=5))
+
+
 # The text
 
 
@@ -560,7 +812,7 @@ def test_tsne_refuses_what_it_cannot_place():
 def test_shorten_fits(name, limit):
     short = text.shorten(name, limit)
     assert text.columns(short) <= limit and short.isprintable()
-    assert short == text.printable(name) or "…" in short
+    assert short == printable(name) or "…" in short
 
 
 @pytest.mark.parametrize(

@@ -95,6 +95,7 @@ def from_folder(
         class_names=names,
         description=f"folder {shown}, {describe_images(images)}",
         skipped=tuple(skipped),
+        names=tuple(printable(paths[i].relative_to(root).as_posix()) for i in read),
     )
 
 

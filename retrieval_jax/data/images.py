@@ -65,6 +65,8 @@ class ImageSet(NamedTuple):
       class_names: one printable name a class; () without labels.
       description: one line for provenance.
       skipped: one printable line for each file that was left out, with its reason.
+      names: for each image its file, printable and relative to the set's folder; None where the
+        images have no files of their own.
     """
 
     images: np.ndarray | LazyImages
@@ -72,6 +74,17 @@ class ImageSet(NamedTuple):
     class_names: tuple[str, ...]
     description: str
     skipped: tuple[str, ...] = ()
+    names: tuple[str, ...] | None = None
+
+
+def names_of(names: tuple[str, ...] | None, rows: np.ndarray) -> list[str] | list[int]:
+    """What to call the images in these rows: by their files, or by the rows where there are none.
+
+    Example:
+      >>> names_of(("cat/1.png", "dog/1.png"), np.array([1])), names_of(None, np.array([1]))
+      (['dog/1.png'], [1])
+    """
+    return rows.tolist() if names is None else [names[row] for row in rows]
 
 
 def digits() -> ImageSet:

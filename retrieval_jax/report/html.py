@@ -9,7 +9,7 @@ from html import escape
 
 from etils import epath
 
-from retrieval_jax.report.text import printable
+from retrieval_jax.runtime.errors import printable
 from retrieval_jax.runtime.files import replacing
 
 _POLICY = (

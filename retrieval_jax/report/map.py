@@ -1,6 +1,32 @@
 """t-SNE: embeddings laid out in the plane for the eye."""
 
+from typing import NamedTuple
+
 import numpy as np
+
+
+class Map(NamedTuple):
+    """Where some rows of the gallery are on the map.
+
+    Attributes:
+      positions: float32 [m, 2].
+      rows: int64 [m], ascending, rows of the gallery's embeddings.
+    """
+
+    positions: np.ndarray
+    rows: np.ndarray
+
+
+def lay_out(gallery: np.ndarray, points: int, seed: int) -> Map:
+    """The map of at most `points` of the gallery embeddings [n, d], drawn by the seed.
+
+    Example:
+      >>> lay_out(np.eye(4), points=3, seed=0).positions.shape
+      (3, 2)
+    """
+    sample = np.random.default_rng(seed).permutation(len(gallery))
+    rows = np.sort(sample[:points])
+    return Map(tsne(gallery[rows], seed), rows)
 
 
 def tsne(embeddings: np.ndarray, seed: int, *, perplexity: float = 30.0) -> np.ndarray:

@@ -1,84 +1,450 @@
-"""What `results.json` says of a run besides its scores."""
+"""`results.json`: every number of a run in one typed schema, written, read and averaged.
+
+The types below are the file: a `NamedTuple` is an object with its fields as keys, a tuple a list,
+and None a key that is absent. What needs labels is absent where the images have none.
+"""
 
 from __future__ import annotations
 
-import shlex
-from datetime import UTC, datetime
-from typing import Any
+import json
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, get_args, get_type_hints
 
-import jax
-import numpy as np
+from etils import epath
 
 from retrieval_jax.data.images import ImageSet
 from retrieval_jax.data.split import Split
-from retrieval_jax.runtime import provenance
-from retrieval_jax.training.loop import Trained
+from retrieval_jax.runtime.errors import UserError, printable, reason
+from retrieval_jax.runtime.files import reaching, read_bytes, write_json
+
+FORMAT = 2
 
 
-def of_training(trained: Trained) -> dict[str, Any]:
-    """The budget, the model's size and a row an epoch."""
-    state, history, _ = trained
-    trainable, statistics = (
-        sum(leaf.size for leaf in jax.tree.leaves(tree))
-        for tree in (state.params, state.collections)
+class Score(NamedTuple):
+    """A score, and what it would be by chance where that is defined."""
+
+    value: float
+    chance: float | None = None
+
+
+class ClusterScores(NamedTuple):
+    """What `retrieval_jax.evaluation.score_clusters` says of gallery or queries."""
+
+    nmi: Score | None = None
+    ri: Score | None = None
+    ari: Score | None = None
+    ami: Score | None = None
+    accuracy: Score | None = None  # the share in the class that their cluster is matched to
+    silhouette: Score | None = None  # absent where there is one cluster only
+    counts: tuple[tuple[int, ...], ...] | None = None  # [classes][clusters]
+
+
+class Clustering(NamedTuple):
+    """How k-means ended, and its scores."""
+
+    k: int
+    inertia: float
+    iterations: int
+    converged: bool
+    sizes: tuple[int, ...]  # gallery images in each cluster
+    gallery: ClusterScores = ClusterScores()
+    queries: ClusterScores = ClusterScores()
+
+
+class RetrievalScores(NamedTuple):
+    """What `retrieval_jax.evaluation.score_retrieval` says; the keys of dictionaries are cutoffs.
+
+    The last three are of the exhaustive search alone.
+    """
+
+    precision_at: dict[str, Score]
+    recall_at: dict[str, Score]
+    map_at: dict[str, Score]
+    map_at_r: Score | None = None
+    map: Score | None = None  # over the whole ranking
+    knn_accuracy: Score | None = None
+
+
+class Retrieval(NamedTuple):
+    """Scores of the search in the query's cluster and of the exhaustive one."""
+
+    cluster: RetrievalScores | None = None
+    exhaustive: RetrievalScores | None = None
+    kept: dict[str, Score] = {}  # share of the true neighbours that the cluster has, by cutoff
+
+
+class Scores(NamedTuple):
+    """All that is said of one embedding.
+
+    Attributes:
+      clustering: of its clusters.
+      retrieval: of its neighbours.
+      features: how many it has.
+      variance_kept: the share that its projection keeps, where it was projected to be judged.
+    """
+
+    clustering: Clustering
+    retrieval: Retrieval
+    features: int | None = None
+    variance_kept: float | None = None
+
+
+class Epoch(NamedTuple):
+    """Means of an epoch, by term."""
+
+    epoch: int
+    seconds: float
+    fit: dict[str, float | None] = {}
+    validation: dict[str, float | None] = {}
+    step: int | None = None
+
+
+class Training(NamedTuple):
+    """The budget, the model's size and how training went."""
+
+    epochs: int
+    parameters: int  # BatchNorm statistics included
+    trainable_parameters: int
+    history: tuple[Epoch, ...]
+    first_step: float | None = None  # seconds from the command to it; absent after an interruption
+
+
+class Device(NamedTuple):
+    """What the run was on; `host` is the processor and its cores."""
+
+    platform: str
+    kind: str
+    count: int  # type: ignore[assignment]  # of devices, and a method of tuples
+    host: str
+
+
+class Data(NamedTuple):
+    """The images: what they are, how many of each part, what was left out."""
+
+    description: str
+    images: int
+    gallery: int
+    fit: int
+    validation: int
+    queries: int
+    image_shape: tuple[int, ...]
+    class_names: tuple[str, ...] = ()
+    skipped: tuple[str, ...] = ()
+
+
+class Provenance(NamedTuple):
+    """What another needs to repeat the run."""
+
+    command: str
+    config: dict[str, Any]
+    versions: dict[str, str]
+    device: Device
+    seed: int
+    date: str
+    data: Data
+    peak_memory_mb: int | None = None
+
+
+class Results(NamedTuple):
+    """The whole file, but for its format.
+
+    Attributes:
+      name: of the run.
+      seconds: by stage.
+      training: budget and history.
+      scores: of the trained embedding.
+      left_out: a sentence for each thing that data or config leave no room for.
+      provenance: where all of it comes from.
+      baselines: name → the same scores of an embedding that nobody trained.
+    """
+
+    name: str
+    seconds: dict[str, float]
+    training: Training
+    scores: Scores
+    left_out: tuple[str, ...]
+    provenance: Provenance
+    baselines: dict[str, Scores] = {}
+
+
+class Mean(NamedTuple):
+    """A number over several runs; `sd` is the sample standard deviation, None of one run."""
+
+    mean: float
+    sd: float | None
+    n: int
+
+
+def describe_data(data: ImageSet, parts: Split) -> Data:
+    """What the file says of the images."""
+    return Data(
+        description=data.description,
+        images=len(data.images),
+        gallery=len(parts.gallery),
+        fit=len(parts.fit),
+        validation=len(parts.validation),
+        queries=len(parts.queries),
+        image_shape=tuple(data.images.shape[1:]),
+        class_names=tuple(data.class_names),
+        skipped=tuple(data.skipped),
     )
-    return {
-        "epochs": len(history),
-        "parameters": trainable + statistics,
-        "trainable_parameters": trainable,
-        "history": history,
-    }
 
 
-def of_clustering(k: int, clusters: dict[str, np.ndarray]) -> dict[str, Any]:
-    """How k-means ended; `clusters` as in `clusters.npz`."""
-    return {
-        "k": k,
-        "inertia": float(clusters["inertia"]),
-        "iterations": int(clusters["iterations"]),
-        "converged": bool(clusters["converged"]),
-        "sizes": np.bincount(clusters["gallery"], minlength=k).tolist(),
-    }
+def left_out(*, labelled: bool, validated: bool, gallery: int, map_points: int) -> tuple[str, ...]:
+    """A sentence for each thing that the data or the config leaves no room for.
 
+    Args:
+      labelled: whether the images have labels.
+      validated: whether there are validation images.
+      gallery: images in it.
+      map_points: how many of them the map shows at most.
 
-def left_out(experiment: Any, data: ImageSet, parts: Split) -> list[str]:
-    """A sentence for each thing that the data or the config leaves no room for."""
+    Example:
+      >>> left_out(labelled=True, validated=True, gallery=9, map_points=5)
+      ('The map shows 5 of the 9 gallery embeddings, sampled by the seed (report.tsne_points).',)
+    """
     sentences = []
-    if data.labels is None:
+    if not labelled:
         sentences.append(
-            "NMI, RI, ARI, precision and mAP, and the marks in the figures: the data has no labels."
+            "Scores that judge by classes, and the marks in the figures: the data has no labels."
         )
-    if len(parts.validation) == 0:
+    if not validated:
         sentences.append("Validation losses: data.validation_fraction leaves no images for them.")
-    if len(parts.gallery) > experiment.tsne_points:
+    if map_points == 0:
+        sentences.append("The map of the embeddings: report.tsne_points is 0.")
+    elif gallery > map_points:
         sentences.append(
-            f"t-SNE shows {experiment.tsne_points:,} of the {len(parts.gallery):,} gallery "
-            "embeddings, sampled by the seed (report.tsne_points)."
+            f"The map shows {map_points:,} of the {gallery:,} gallery embeddings, sampled by the "
+            "seed (report.tsne_points)."
         )
-    return sentences
+    return tuple(sentences)
 
 
-def of_provenance(
-    experiment: Any, data: ImageSet, parts: Split, arguments: list[str]
-) -> dict[str, Any]:
-    """Command, config, versions, device, seed and data: what another needs to repeat the run."""
-    return {
-        "command": shlex.join(["python", "-m", "retrieval_jax.main", *arguments]),
-        "config": experiment.record,
-        "versions": provenance.versions(),
-        "device": provenance.device(),
-        "peak_memory_mb": provenance.peak_memory_mb(),
-        "seed": experiment.seed,
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "data": {
-            "description": data.description,
-            "images": len(data.images),
-            "gallery": len(parts.gallery),
-            "fit": len(parts.fit),
-            "validation": len(parts.validation),
-            "queries": len(parts.queries),
-            "image_shape": list(data.images.shape[1:]),
-            "class_names": list(data.class_names),
-            "skipped": list(data.skipped),
-        },
+def write(workdir: epath.Path, results: Results) -> None:
+    """Writes `workdir/results.json` whole or not at all.
+
+    Raises:
+      ValueError: a number is not finite.
+      OSError: it can't be written.
+    """
+    write_json(workdir / "results.json", {"format": FORMAT} | plain(results))
+
+
+def read(workdir: epath.PathLike) -> Results:
+    """Reads the results of a finished run, of this format or the one before.
+
+    Raises:
+      UserError: there is no such directory or file, or it isn't a whole results file of a
+        format that this version knows.
+    """
+    workdir = epath.Path(workdir)
+    file = workdir / "results.json"
+    shown = printable(str(file))
+    try:
+        with reaching(workdir):
+            there = workdir.is_dir()
+        if not there:
+            raise UserError(
+                f"{printable(str(workdir))} is not a directory: name the workdir of a finished run."
+            )
+        content = json.loads(read_bytes(file))
+    except FileNotFoundError:
+        raise UserError(f"{shown} is missing: the run there has not finished.") from None
+    except OSError as error:
+        raise UserError(f"{shown} can't be read: {reason(error)}.") from None
+    except (ValueError, RecursionError):
+        raise UserError(f"{shown} is broken, it is not JSON: repeat the run's report.") from None
+    if not isinstance(content, dict) or "format" not in content:
+        raise UserError(f"{shown} is not the results file of a run of this project.")
+    try:
+        if content["format"] == FORMAT:
+            return typed(Results, content)
+        if content["format"] == 1:
+            return _from_format_1(typed(_Results1, content))
+    except _WrongError as error:
+        raise UserError(f"{shown} is broken: {printable(str(error))}.") from None
+    raise UserError(
+        f"{shown} has format {printable(repr(content['format']))[:40]}; this version of the "
+        f"project reads formats 1 and {FORMAT}."
+    )
+
+
+def finished(workdir: epath.Path) -> Results | None:
+    """The results of a complete run; None where there are none, or no report with them."""
+    try:
+        with reaching(workdir):
+            if not (workdir / "report.html").exists():
+                return None
+        return read(workdir)
+    except (OSError, UserError):
+        return None
+
+
+def numbers(results: Results) -> dict[tuple[str, ...], float]:
+    """Every number of a run that can be averaged over runs, by the keys that lead to it.
+
+    These are the seconds, the training, the scores and the baselines; of them not cluster sizes
+    and counts, which have no order that runs share.
+    """
+    parts = {
+        name: getattr(results, name) for name in ("seconds", "training", "scores", "baselines")
     }
+    return dict(_leaves(plain(parts)))
+
+
+def average(runs: Sequence[Results]) -> dict[tuple[str, ...], Mean]:
+    """Mean and standard deviation of each of the `numbers` over the runs that have it.
+
+    Raises:
+      ValueError: there is no run.
+    """
+    if not runs:
+        raise ValueError("there is no run to average.")
+    values: dict[tuple[str, ...], list[float]] = {}
+    for run in runs:
+        for path, value in numbers(run).items():
+            values.setdefault(path, []).append(value)
+    return {
+        path: Mean(
+            statistics.fmean(found), statistics.stdev(found) if len(found) > 1 else None, len(found)
+        )
+        for path, found in values.items()
+    }
+
+
+def plain(value: Any) -> Any:
+    """What JSON holds of a value of the types above; their fields that are None are left out.
+
+    Example:
+      >>> plain({"nmi": Score(0.5), "sizes": (1, 2)})
+      {'nmi': {'value': 0.5}, 'sizes': [1, 2]}
+    """
+    if hasattr(value, "_asdict"):
+        value = {name: item for name, item in value._asdict().items() if item is not None}
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    return [plain(item) for item in value] if isinstance(value, (tuple, list)) else value
+
+
+class _WrongError(ValueError):
+    """A value of a results file is missing or has the wrong type."""
+
+
+_WORDS = {
+    str: "a text", bool: "true or false", int: "a whole number", float: "a number",
+    dict: "an object", tuple: "a list",
+}  # fmt: skip
+
+
+def typed(kind: Any, value: Any, where: str = "") -> Any:
+    """The inverse of `plain`: checks what JSON held and builds the type. Unknown keys are dropped.
+
+    Raises:
+      ValueError: the first value that is missing or of another type.
+
+    Example:
+      >>> typed(Score, {"value": 1})
+      Score(value=1.0, chance=None)
+    """
+    arguments = get_args(kind)
+    if kind is Any:
+        return value
+    if type(None) in arguments:  # X | None
+        return None if value is None else typed(arguments[0], value, where)
+    if hasattr(kind, "_fields"):
+        _check(isinstance(value, dict), where, dict)
+        hints = get_type_hints(kind)
+        fields = {}
+        for name in kind._fields:
+            path = f"{where}.{name}" if where else name
+            if value.get(name) is not None:
+                fields[name] = typed(hints[name], value[name], path)
+            elif name not in kind._field_defaults:
+                raise _WrongError(f"{path} is missing")
+        return kind(**fields)
+    if arguments and isinstance(kind(), dict):
+        _check(isinstance(value, dict), where, dict)
+        return {key: typed(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
+    if arguments:
+        _check(isinstance(value, list), where, tuple)
+        return tuple(typed(arguments[0], item, f"{where}.{i}") for i, item in enumerate(value))
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        _check(abs(value) < 1e300, where, float)  # or Python can't convert it
+        value = float(value)
+    _check(isinstance(value, kind) and (kind is bool or not isinstance(value, bool)), where, kind)
+    return value
+
+
+def _check(right: bool, where: str, kind: Any) -> None:
+    if not right:
+        raise _WrongError(f"{where} is not {_WORDS[kind]}")
+
+
+def _leaves(tree: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], float]]:
+    if isinstance(tree, dict):
+        for key, value in tree.items():
+            if key not in ("sizes", "counts"):
+                yield from _leaves(value, (*path, key))
+    elif isinstance(tree, list):
+        for i, value in enumerate(tree):
+            yield from _leaves(value, (*path, str(i)))
+    elif isinstance(tree, (int, float)) and not isinstance(tree, bool):
+        yield path, float(tree)
+
+
+class _Clustering1(NamedTuple):
+    k: int
+    inertia: float
+    iterations: int
+    converged: bool
+    sizes: tuple[int, ...]
+    gallery: dict[str, float | None] = {}
+    queries: dict[str, float | None] = {}
+
+
+class _Retrieval1(NamedTuple):
+    cluster: dict[str, float | None] | None = None
+    exhaustive: dict[str, float | None] | None = None
+    kept: dict[str, float | None] = {}
+
+
+class _Results1(NamedTuple):
+    """Format 1: scores without chance or baselines, cutoffs in their names ("precision@5")."""
+
+    name: str
+    seconds: dict[str, float]
+    training: Training
+    clustering: _Clustering1
+    retrieval: _Retrieval1
+    provenance: Provenance
+    left_out: tuple[str, ...] = ()
+
+
+def _from_format_1(old: _Results1) -> Results:
+    def side(scores: dict[str, float | None]) -> ClusterScores:
+        nmi, ri, ari = (
+            None if (value := scores.get(name)) is None else Score(value)
+            for name in ("nmi", "ri", "ari")
+        )
+        return ClusterScores(nmi, ri, ari)
+
+    def cuts(scores: dict[str, float | None], measure: str) -> dict[str, Score]:
+        return {
+            name.removeprefix(f"{measure}@"): Score(value)
+            for name, value in scores.items()
+            if name.startswith(f"{measure}@") and value is not None
+        }
+
+    def way(scores: dict[str, float | None] | None) -> RetrievalScores | None:
+        if scores is None:
+            return None
+        return RetrievalScores(cuts(scores, "precision"), {}, cuts(scores, "map"))
+
+    c, r = old.clustering, old.retrieval
+    clustering = Clustering(*c[:5], side(c.gallery), side(c.queries))
+    retrieval = Retrieval(way(r.cluster), way(r.exhaustive), cuts(r.kept, ""))
+    model = old.provenance.config.get("model")
+    features = model.get("bottleneck") if isinstance(model, dict) else None
+    scores = Scores(clustering, retrieval, features if isinstance(features, int) else None)
+    return Results(old.name, old.seconds, old.training, scores, old.left_out, old.provenance)

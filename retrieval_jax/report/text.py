@@ -1,19 +1,90 @@
-"""Text for people: numbers in a fixed style, and untrusted names made harmless to show."""
+"""Text for people: scores by their names, numbers in a fixed style, names that fit a column."""
 
+import argparse
 import math
+import os
 import unicodedata
+from typing import NamedTuple, NoReturn, TextIO
+
+from retrieval_jax.report.results import ClusterScores, RetrievalScores, Score, Scores
+from retrieval_jax.runtime.errors import UserError, printable
+
+GROUPS = (
+    "clusters of the gallery",
+    "clusters of the queries",
+    "retrieval in the whole gallery",
+    "retrieval in the query's cluster",
+)
 
 
-def printable(text: str) -> str:
-    r"""The text on one line, each character that doesn't print replaced by U+FFFD.
+class Named(NamedTuple):
+    """A score to show.
 
-    Class and file names come from the data. Control characters would drive a terminal, direction
-    marks would reorder a table, and lone surrogates (undecodable file names) can't be encoded.
-
-    >>> printable("cat\x1b[31m")
-    'cat�[31m'
+    Attributes:
+      group: one of `GROUPS`.
+      name: what the field calls the measure.
+      score: higher is better.
+      comparable: whether it judges by classes, so that it can say which of two embeddings is the
+        better one. Silhouettes and shares kept depend on an embedding's own distances.
     """
-    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
+
+    group: str
+    name: str
+    score: Score
+    comparable: bool
+
+
+def named(scores: Scores) -> list[Named]:
+    """The scores that there are, in the order to show them.
+
+    >>> from retrieval_jax.report.results import Clustering, Retrieval
+    >>> found = Clustering(2, 1.0, 3, True, (4, 5), ClusterScores(nmi=Score(0.5, 0.01)))
+    >>> [(one.group, one.name) for one in named(Scores(found, Retrieval()))]
+    [('clusters of the gallery', 'NMI')]
+    """
+    clustering, retrieval = scores.clustering, scores.retrieval
+    gallery, queries, whole, cluster = GROUPS
+    found = [
+        *_of_clusters(gallery, clustering.gallery),
+        *_of_clusters(queries, clustering.queries),
+        *_of_retrieval(whole, retrieval.exhaustive),
+        *_of_retrieval(cluster, retrieval.cluster),
+    ]
+    for cut, share in retrieval.kept.items():
+        found.append(Named(cluster, f"true neighbours kept, @{cut}", share, False))
+    return found
+
+
+def _of_clusters(group: str, scores: ClusterScores) -> list[Named]:
+    measures = {
+        "NMI": scores.nmi,
+        "RI": scores.ri,
+        "ARI": scores.ari,
+        "AMI": scores.ami,
+        "accuracy by matching": scores.accuracy,
+        "silhouette": scores.silhouette,
+    }
+    return [
+        Named(group, name, score, name != "silhouette")
+        for name, score in measures.items()
+        if score is not None
+    ]
+
+
+def _of_retrieval(group: str, scores: RetrievalScores | None) -> list[Named]:
+    if scores is None:
+        return []
+    measures: dict[str, Score | None] = {
+        f"{name}@{cut}": score
+        for name, cuts in (
+            ("precision", scores.precision_at),
+            ("recall", scores.recall_at),
+            ("mAP", scores.map_at),
+        )
+        for cut, score in cuts.items()
+    }
+    measures |= {"MAP@R": scores.map_at_r, "mAP": scores.map, "kNN accuracy": scores.knn_accuracy}
+    return [Named(group, name, score, True) for name, score in measures.items() if score]
 
 
 def columns(text: str) -> int:
@@ -73,3 +144,20 @@ def duration(seconds: float) -> str:
     if minutes < 100:
         return f"{minutes} min {rest:02d} s"
     return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+class Parser(argparse.ArgumentParser):
+    """Raises a `UserError` where argparse would print its usage and exit."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raises it."""
+        raise UserError(f"{message[:1].upper()}{message[1:]}; see --help.")
+
+
+def say(text: str, stream: TextIO) -> None:
+    """Prints what the stream's encoding has, and a question mark for the rest."""
+    encoding = stream.encoding or "utf-8"
+    try:
+        print(text.encode(encoding, "replace").decode(encoding), file=stream, flush=True)
+    except BrokenPipeError:  # the reader (`head`) has seen enough; the exit flushes once more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

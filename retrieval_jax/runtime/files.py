@@ -35,6 +35,22 @@ def write_arrays(path: epath.Path, **arrays: ArrayLike) -> None:
         np.savez(file, allow_pickle=False, **{name: np.asarray(a) for name, a in arrays.items()})
 
 
+def read_arrays(path: epath.Path) -> dict[str, np.ndarray]:
+    """All arrays of an .npz, none of which may hold Python objects.
+
+    Raises:
+      FileNotFoundError: it isn't there.
+      OSError: it can't be read.
+      ValueError: it is damaged or no .npz.
+    """
+    content = io.BytesIO(read_bytes(path))
+    try:
+        with np.load(content, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+    except Exception as error:  # NumPy and zipfile have many for what is damaged
+        raise ValueError(reason(error)) from error
+
+
 @contextmanager
 def replacing(path: epath.Path) -> Iterator[IO[bytes]]:
     """A file to write that takes the place of `path` once it is whole."""

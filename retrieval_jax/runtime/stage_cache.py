@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 from etils import epath
 
 from retrieval_jax.runtime import hosts
-from retrieval_jax.runtime.files import reaching, read_bytes, write_arrays
+from retrieval_jax.runtime.errors import reason
+from retrieval_jax.runtime.files import read_arrays, write_arrays
 from retrieval_jax.runtime.progress import say
 
 
@@ -20,7 +19,7 @@ def kept(
 ) -> tuple[dict[str, np.ndarray], float]:
     """The arrays that a stage makes, taken from `path` where an earlier start has left them whole.
 
-    A file that is damaged, or made from something else, is made anew. With several processes the
+    A file that is damaged, or made from something else, is made again. With several processes the
     first alone reads and writes, and all of them get what it read, or all make it.
 
     Args:
@@ -44,27 +43,14 @@ def kept(
     return arrays, float(arrays.pop("seconds"))
 
 
-def read_results(workdir: epath.Path) -> dict[str, Any] | None:
-    """The results of a complete run; None where there are none, or no report with them."""
-    try:
-        with reaching(workdir):
-            if not (workdir / "report.html").exists():
-                return None
-        return json.loads(read_bytes(workdir / "results.json"))
-    except (OSError, ValueError):
-        return None
-
-
 def _read(path: epath.Path, made_from: int) -> dict[str, np.ndarray] | None:
     try:
-        # A file of our own: NumPy leaves its one open where it finds no archive.
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
+        arrays = read_arrays(path)
         if int(arrays["made_from"]) == made_from:
             return arrays
-        say(f"  {path.name} belongs to another state of the run and is made anew")
+        say(f"  {path.name} belongs to another state of the run and is made again")
     except FileNotFoundError:
         pass
-    except Exception as error:  # NumPy and zipfile have many for what is damaged
-        say(f"  {path.name} can't be read ({error}) and is made anew")
+    except (OSError, ValueError, KeyError) as error:
+        say(f"  {path.name} can't be read ({reason(error)}) and is made again")
     return None
