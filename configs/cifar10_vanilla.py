@@ -1,7 +1,6 @@
 """System 1 of the protocol on CIFAR-10: an autoencoder without labels.
 
-Command:   python -m retrieval_jax.main --config=configs/cifar10_vanilla.py
-               --workdir=runs/cifar10_vanilla
+Command:   retrieval-jax run --config=cifar10_vanilla --workdir=runs/cifar10_vanilla
 Hardware:  one core of a 2-core virtual Intel Xeon (2.3 GHz, AVX-512) shared with other work
 Time:      103 min of training on the busy machine above, 1 min for the stages up to ranking
 Score:     NMI 0.074, RI 0.811, ARI 0.030 on CIFAR-10 (JPEG mirror), seed 0

@@ -1,8 +1,7 @@
 """Both systems of the protocol on scikit-learn's handwritten digits: 1,797 images of 8×8, embedded.
 
 Command:   make run
-           (or python -m retrieval_jax.main --config=configs/quickstart.py:SYSTEM --workdir=DIR with
-           SYSTEM vanilla or hint)
+           (or retrieval-jax run --config=quickstart:SYSTEM --workdir=DIR, SYSTEM vanilla or hint)
 Hardware:  2 cores of a virtual AMD EPYC (AVX-512)
 Time:      62 s for both systems, from command to command
 Score:     NMI 0.615 (vanilla) and 0.989 (hint), seed 0
@@ -20,7 +19,7 @@ def get_config(system: str = "vanilla") -> ConfigDict:
         raise UserError(f"quickstart.py has the systems vanilla and hint, not {system!r}")
     c.name = f"digits {system}"
     c.objective.classification.weight = 1.0 if system == "hint" else 0.0
-    # 45 steps an epoch: more epochs, and running statistics that follow sooner.
+    # 45 steps per epoch: more epochs, and running statistics that follow sooner.
     c.training.epochs = 20
     c.model.encoder.convolutional.momentum = c.model.decoder.momentum = 0.9
     return c

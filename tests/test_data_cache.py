@@ -42,7 +42,7 @@ def test_the_second_call_makes_nothing(home):
     assert arrays["images"].shape == (3, 2, 2, 1) and arrays["images"].dtype == np.uint8
 
 
-def test_another_state_or_name_is_made_anew_and_replaces_its_own_only(home):
+def test_another_state_or_name_is_made_again_and_replaces_its_own_only(home):
     make = Source()
     states = [("a", "x"), ("b", "x"), ("a", "y"), ("a", "y"), ("b", "x"), ("a", "x")]
     assert [made_by(*each, make) for each in states] == [1, 2, 3, 3, 2, 4]
@@ -60,7 +60,7 @@ class Bomb:
 
 
 @pytest.mark.parametrize("damage", ["truncated", "one bit", "empty", "text", "pickle", "folder"])
-def test_a_damaged_cache_is_made_anew_and_nothing_is_unpickled(home, damage):
+def test_a_damaged_cache_is_made_again_and_nothing_is_unpickled(home, damage):
     make = Source()
     made_by(make=make)
     (path,) = home.rglob("*.npz")

@@ -100,7 +100,7 @@ def test_links_are_followed_and_loops_are_harmless(tmp_path):
     assert data.class_names == ("cat", "dog")
     assert data.labels.tolist() == [0, 0, 1]
     np.testing.assert_array_equal(data.images[0], data.images[2])
-    assert data.skipped == ("cat/self.png: no regular file, or a broken link",)
+    assert data.skipped == ("cat/self.png: not a regular file, or a broken link",)
 
 
 def test_odd_names_are_kept_and_safe(tmp_path):
@@ -306,7 +306,7 @@ def nasty_files(root):
         "folder_link.png": "broken link",
         "gif.png": "not a PNG, JPEG or WebP",
         "large.png": "decompression bomb",
-        "pipe.png": "no regular file",
+        "pipe.png": "not a regular file",
         "postscript.png": "not a PNG, JPEG or WebP",
         "random.jpg": "not a PNG, JPEG or WebP",
         "text.webp": "not a PNG, JPEG or WebP",
@@ -383,7 +383,7 @@ def test_what_a_header_tells_is_skipped_and_the_rest_named_when_it_is_read(tmp_p
         if name.startswith("good"):
             np.testing.assert_array_equal(data.images[row], 40 * int(name[5]))
             continue
-        with pytest.raises(UserError, match=f"^{name} in .* can't be decoded .*: mend") as error:
+        with pytest.raises(UserError, match=f"^{name} in .* can't be decoded .*: repair") as error:
             data.images[row]
         assert "\n" not in str(error.value)
 

@@ -386,7 +386,7 @@ def test_half_a_cifar10_is_not_overwritten(tmp_path):
     target = tmp_path / "cifar10/3.0.2"
     target.mkdir(parents=True)
     (target / "dataset_info.json").write_text("{}")
-    with pytest.raises(UserError, match="no complete TFDS data set: remove it"):
+    with pytest.raises(UserError, match="not a complete TFDS data set: remove it"):
         from_tfds("cifar10", tmp_path)
     assert (target / "dataset_info.json").exists()
 

@@ -176,8 +176,8 @@ def test_the_plan_needs_the_memory_that_compiling_found():
 
 
 def test_the_pages_have_the_tables_that_are_printed():
-    pages = tpu_plan.RESULTS.parent
+    experiments = tpu_plan.RESULTS.parents[1]
     rows = json.loads(tpu_plan.RESULTS.read_text())
-    assert tpu_plan.compiled_table(rows) in (pages / "tpu.md").read_text()
-    scaling = (pages / "scaling.md").read_text()
+    assert tpu_plan.compiled_table(rows) in (experiments / "tpu" / "README.md").read_text()
+    scaling = (experiments / "scaling" / "README.md").read_text()
     assert tpu_plan.training_table(rows) in scaling and tpu_plan.plan_table(rows) in scaling

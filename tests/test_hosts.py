@@ -57,7 +57,7 @@ def test_one_result_on_any_hosts_and_across_an_interruption(tmp_path):
         time.sleep(0.02)
     parts.processes[1].send_signal(signal.SIGTERM)  # the host that writes nothing
     assert parts.wait() == [75, 75], parts.said(0) + parts.said(1)
-    assert "interrupted; the same command goes on" in parts.said(0)
+    assert "interrupted; run the same command again" in parts.said(0)
     steps = [int(path.name) for path in checkpoints.iterdir() if path.name.isdigit()]
     assert 0 < max(steps) < 84  # 42 steps an epoch
     assert not (tmp_path / "parts" / "embeddings.npz").exists()
@@ -106,7 +106,7 @@ def test_a_lost_process_makes_the_others_ask_for_a_new_start(tmp_path):
         time.sleep(0.02)
     hosts.processes[1].kill()
     assert hosts.wait() == [75, -signal.SIGKILL], hosts.said(0)
-    assert "lost process 1; the same command" in hosts.said(0)
+    assert "lost process 1; run the same command" in hosts.said(0)
     assert "Traceback" not in hosts.said(0)
 
 

@@ -28,7 +28,7 @@ def test_a_stage_is_done_once(tmp_path):
     assert again["a"].dtype == np.float32 and again["count"].shape == ()
 
 
-def test_what_follows_from_something_else_is_made_anew(tmp_path, capsys):
+def test_what_follows_from_something_else_is_made_again(tmp_path, capsys):
     make, calls = maker([1, 2, 3])
     kept(tmp_path / "a.npz", 7, make)
     kept(tmp_path / "a.npz", 8, make)
@@ -56,7 +56,7 @@ def leave_out_its_origin(path):
 
 
 @pytest.mark.parametrize("damage", [truncate, flip_a_bit, put_an_object_in, leave_out_its_origin])
-def test_a_damaged_file_is_made_anew(tmp_path, capsys, damage):
+def test_a_damaged_file_is_made_again(tmp_path, capsys, damage):
     make, calls = maker([1, 2, 3])
     kept(tmp_path / "a.npz", 7, make)
     damage(tmp_path / "a.npz")

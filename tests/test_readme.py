@@ -1,27 +1,104 @@
-"""What the README shows runs as it stands."""
+"""What the pages show runs as it stands, and what they name is there."""
 
 import re
 from pathlib import Path
 
 import numpy as np
+import pytest
+
+from retrieval_jax.embedder import Embedder
+from retrieval_jax.main import main
 
 ROOT = Path(__file__).parents[1]
+PAGES = sorted(
+    str(page.relative_to(ROOT))
+    for page in ROOT.rglob("*.md")
+    if not any(part.startswith(".") or part == "runs" for part in page.relative_to(ROOT).parts)
+)
+SHORT = ("training.epochs=1", "training.batch_size=128", "report.tsne_points=0")
 
 
-def test_the_example_of_reuse_runs():
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    names: dict = {}
+def blocks(page):
+    """The Python of a page."""
+    return re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(), re.DOTALL | re.MULTILINE)
+
+
+def run_block(code):
+    """Executes a block; one that defines a config is given to the command. Returns its names."""
+    names: dict = {"__name__": "block"}
     exec(code, names)
-    assert names["top"].indices.shape == names["near"].indices.shape == (5000, 100)
-    assert -0.1 < names["agreement"] < 1
-    assert names["whole"].average_precision.shape == (64,)
-    np.testing.assert_allclose(names["everywhere"].inertia, names["found"].inertia, rtol=1e-3)
+    if "get_config" in names:
+        name = names["get_config"]().name
+        Path("own.py").write_text(code)
+        settings = [f"--config.{setting}" for setting in SHORT]
+        assert main(["run", "--config=own.py", f"--workdir={name}", *settings]) == 0
+    return names
 
 
-def test_every_file_that_is_named_is_there():
-    for page in ("README.md", "BUILD.md", "experiments/README.md", "benchmarks/README.md"):
-        text = (ROOT / page).read_text()
-        for target in re.findall(r"\]\(([^)#:]+)\)", text):
-            assert ((ROOT / page).parent / target).exists(), f"{page} names {target}"
-        for target in re.findall(r"configs/\w+\.py", text):
-            assert (ROOT / target).exists(), f"{page} names {target}"
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)])
+def test_every_block_of_python_runs(page, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    for code in blocks(page):
+        names |= run_block(code)
+    if page == "README.md":
+        nmi, precision = map(float, capsys.readouterr().out.split())
+        assert 0.6 < nmi < 0.9 and precision > 0.8  # of raw pixels
+        assert names["top"].indices.shape == (97, 5)
+    elif page == "docs/modules.md":
+        assert names["top"].indices.shape == names["near"].indices.shape == (5000, 100)
+        assert -0.1 < names["agreement"] < 1
+        assert names["whole"].average_precision.shape == (64,)
+        np.testing.assert_allclose(names["everywhere"].inertia, names["found"].inertia, rtol=1e-3)
+    elif page == "docs/extend.md":
+        embed = Embedder.from_run("digits patches", encoder=names["patches"])
+        assert embed(np.zeros((3, 8, 8, 1), np.uint8)).shape == (3, 128)
+        assert Path("runs/stripes/report.html").is_file()
+
+
+def test_the_pages_have_examples():
+    assert len(blocks("README.md")) == 1 and len(blocks("docs/extend.md")) == 5
+
+
+def test_the_config_beside_an_npz_reads_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (code,) = blocks("docs/own-images.md")
+    run_block(code)
+    from retrieval_jax.data.npz import from_npz
+
+    data = from_npz("mine.npz")
+    assert data.images.shape == (300, 16, 16, 3) and data.class_names == ("red", "green", "blue")
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_file_that_is_named_is_there(page):
+    text = (ROOT / page).read_text()
+    for target in re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", text):
+        assert ((ROOT / page).parent / target).exists(), f"{page} names {target}"
+    for target in re.findall(r"\b(?:configs|experiments|benchmarks|tools|tests)/\w+\.py", text):
+        assert (ROOT / target).exists(), f"{page} names {target}"
+
+
+def test_the_keys_that_the_pages_set_are_declared():
+    from retrieval_jax.config import default, reference
+
+    known = {key for key, _, _ in reference(default())}
+    for page in PAGES:
+        if page == "CHANGELOG.md":  # which names those of before
+            continue
+        for key in re.findall(r"--config\.([a-z_0-9.]+)=", (ROOT / page).read_text()):
+            assert key in known | {"key"}, f"{page} sets {key}"
+
+
+def test_the_readme_is_short():
+    text = re.sub(r"```python.*?```", "", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    assert len(text.split()) < 560
+
+
+def test_headings_that_links_name_are_there():
+    for page in PAGES:
+        for target, heading in re.findall(r"\]\(([^)#:\s]*)#([^)]+)\)", (ROOT / page).read_text()):
+            other = (ROOT / page).parent / target if target else ROOT / page
+            titles = re.findall(r"^#+ (.*)", other.read_text(), re.MULTILINE)
+            slugs = {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+            assert heading in slugs, f"{page} names {target}#{heading}"

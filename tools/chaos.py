@@ -1,6 +1,6 @@
 """Kills digits runs at random moments, lets them resume, and compares what they end with.
 
-    python -m tools.chaos [--runs 20] [--seed 0] [--output experiments/chaos.json]
+    python -m tools.chaos [--runs 20] [--seed 0] [--output experiments/chaos/chaos.json]
 
 Half of the runs are one process with one device, half two processes with two devices each, on
 loopback. Each is killed by SIGKILL a few times, all its processes or one of them: in turn in every
@@ -33,6 +33,7 @@ from retrieval_jax.runtime import provenance
 from retrieval_jax.runtime.files import write_json
 
 ROOT = Path(__file__).parents[1]
+RECORD = ROOT / "experiments" / "chaos" / "chaos.json"
 SETTINGS = ("training.epochs=3", "training.checkpoint_seconds=0.5", "report.tsne_points=200")
 LIMIT = 600  # seconds that a start may take
 
@@ -201,7 +202,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=epath.Path, default=ROOT / "experiments" / "chaos.json")
+    parser.add_argument("--output", type=epath.Path, default=RECORD)
     options = parser.parse_args()
     draw = random.Random(options.seed)
     rows, same = [], 0

@@ -1,10 +1,10 @@
-"""The tables of tpu.md and scaling.md: what was compiled, and what is reckoned from it.
+"""The tables of experiments/tpu/ and experiments/scaling/: what was compiled, what is estimated.
 
     python -m tools.tpu_plan
 
-Seconds are reckoned for each resource of a chip on its own, as its share of the work over its
+Seconds are estimated for each resource of a chip on its own, as its share of the work over its
 published rate; the slowest is the time, if the others hide behind it. No TPU was timed. Sources:
-cloud.google.com/tpu/docs/v5e and /v5p for the chips, experiments/tpu.json for compiled programs.
+cloud.google.com/tpu/docs/v5e and /v5p for the chips, experiments/tpu/tpu.json for the programs.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-RESULTS = Path(__file__).parents[1] / "experiments" / "tpu.json"
+RESULTS = Path(__file__).parents[1] / "experiments" / "tpu" / "tpu.json"
 
 
 class Chip(NamedTuple):
@@ -51,7 +51,7 @@ PLANS = (
 D = 128  # features
 ITERATIONS = 20  # of k-means, assumed
 PASSES = 6  # products of bfloat16 that one of full float32 takes
-DECODED = 14_000  # CIFAR-10's images a second and CPU core, measured as scaling.md says
+DECODED = 14_000  # CIFAR-10's images a second and CPU core, measured as experiments/scaling/ says
 NEIGHBOURS, QUERIES = 100, 1024
 QUERY_CHUNK = 64  # ranking's default
 
@@ -146,10 +146,8 @@ def compiled_table(rows: Sequence[dict[str, Any]]) -> str:
             f"| {row['program']} | {row['topology']} | {chips} | {row['compile_seconds']:.0f} "
             f"| {share} | {cost} | {kinds or 'none'} |"
         )
-    head = (
-        "| program, a chip | slice | chips | compiled in s | MB of memory | 10⁹ operations | GB | "
-    )
-    return "\n".join([head + "collectives |", "|---|---|---|---|---|---|---|---|", *lines])
+    head = "| program, per chip | slice | chips | compiled in s | MB of memory | 10⁹ operations "
+    return "\n".join([head + "| GB | collectives |", "|---|---|---|---|---|---|---|---|", *lines])
 
 
 def training_table(rows: Sequence[dict[str, Any]]) -> str:
@@ -168,7 +166,7 @@ def training_table(rows: Sequence[dict[str, Any]]) -> str:
         shares = " | ".join(f"{1e6 * seconds:,.0f}" for seconds in times.values())
         rate = batch * chips / max(times.values())
         lines.append(f"| {row['topology']} | {batch} | {shares} | {_short(rate)} |")
-    head = "| slice | images a chip | µs: matmul | memory | interconnect | images a second |"
+    head = "| slice | images per chip | µs: matmul | memory | interconnect | images per second |"
     return "\n".join([head, "|---|---|---|---|---|---|", *lines])
 
 
@@ -195,8 +193,8 @@ def plan_table(rows: Sequence[dict[str, Any]]) -> str:
                 f"| {_time(each)} | {1e6 * each / 3600 * chip.dollars:,.2g} |"
             )
     head = (
-        "| images | slice | GB a chip | work | time | by | the others | chip time an item "
-        "| dollars a million items |\n|---|---|---|---|---|---|---|---|---|"
+        "| images | slice | GB per chip | work | time | by | the others | chip time per item "
+        "| dollars per million items |\n|---|---|---|---|---|---|---|---|---|"
     )
     return "\n".join([head, *lines])
 

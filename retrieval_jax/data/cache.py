@@ -1,4 +1,4 @@
-"""What was decoded once, kept in the user's cache for the next start."""
+"""Decoded data sets, kept in the user's cache for the next run."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from etils import epath
 from retrieval_jax.runtime.files import write_arrays
 from retrieval_jax.runtime.progress import say
 
-_LARGEST = 1 << 30  # bytes; what takes more is decoded at every start, or should stream
-_FORMAT = 1  # to be raised when the decoding changes
+_LARGEST = 1 << 30  # bytes; larger sets are decoded at every start, or should stream
+_FORMAT = 1  # raise it when decoding changes
 
 
 def cache_home() -> Path:
-    """Where this project keeps what it can make or get again."""
+    """Where this project keeps what it can compute or download again."""
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return home / "retrieval_jax"
 
@@ -26,17 +26,17 @@ def cache_home() -> Path:
 def cached(
     name: str, state: str, make: Callable[[], dict[str, np.ndarray]]
 ) -> dict[str, np.ndarray]:
-    """The arrays that `make` makes, from `~/.cache/retrieval_jax/data` where they are there.
+    """Returns what `make` returns, from `~/.cache/retrieval_jax/data` if it is there.
 
-    They lie in one .npz under a checksum of the name, so what has changed is replaced. A file that
-    is missing or damaged (the zip format has a checksum of every array), holds another state or
-    would have to be unpickled is not used. A cache that can't be written is done without, and
-    arrays over 1 GiB are not kept.
+    The arrays are one .npz, named by a checksum of `name`, so a new state replaces the old one. A
+    file that is missing or damaged (zip has a checksum of every array), holds another state or
+    would have to be unpickled is ignored. A cache that can't be written is no error, and arrays
+    over 1 GiB are not cached.
 
     Args:
-      name: of what is cached, e.g. the data set and where it lies.
-      state: changes whenever `make` would make something else.
-      make: called where the cache does not have it; arrays of numbers and strings.
+      name: what is cached, e.g. the data set and its location.
+      state: differs whenever `make` would return something else.
+      make: called if the cache lacks it; returns arrays of numbers or strings.
 
     Returns:
       The arrays by name.
@@ -47,8 +47,8 @@ def cached(
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             if archive["state"].item() == state:
                 return {key: archive[key] for key in archive.files if key != "state"}
-    # Any: zipfile and NumPy raise almost anything of a damaged file, and whatever it is, what the
-    # file should hold is made anew below.
+    # zipfile and NumPy raise almost anything for a damaged file; in any case the arrays are
+    # made again below.
     except Exception:
         pass
     arrays = make()
@@ -57,16 +57,16 @@ def cached(
             path.parent.mkdir(parents=True, exist_ok=True)
             write_arrays(epath.Path(path), state=np.array(state), **arrays)
         except OSError as error:
-            say(f"  {path} can't be written ({error.strerror}): the next start decodes again")
+            say(f"  {path} can't be written ({error.strerror}): the next run decodes again")
     return arrays
 
 
 def stamp(paths: Iterable[Path]) -> str:
-    """Name, size and time of change of each file."""
+    """Name, size and modification time of each file."""
     stats = [(path.name, path.stat()) for path in paths]
     return repr([(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats])
 
 
 def identity(paths: Iterable[Path]) -> str:
-    """Name and size of each file, which a copy has too."""
+    """Name and size of each file, which a copy shares."""
     return repr([(path.name, path.stat().st_size) for path in paths])

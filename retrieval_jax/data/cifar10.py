@@ -1,8 +1,7 @@
 """CIFAR-10 in TFDS' layout, prepared without TensorFlow.
 
-TFDS' own builder extracts, reads and encodes through TensorFlow. This one differs in nothing that
-is stored: name, version, features and keys (hence the order) are the same, so either reads what the
-other has prepared.
+TFDS's own builder extracts, reads and encodes with TensorFlow. This one stores exactly the same:
+name, version, features and keys (hence the order) agree, so each reads what the other prepared.
 """
 
 import sys
@@ -25,7 +24,7 @@ URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 _ARCHIVE = "cifar-10-binary.tar.gz"
 _SHAPE = (32, 32, 3)
 
-with tfds.core.registered.skip_registration():  # TFDS has a builder of this name
+with tfds.core.registered.skip_registration():  # TFDS has a builder with this name
 
     class Cifar10(tfds.core.GeneratorBasedBuilder):
         """Builder of CIFAR-10 from its binary archive (Krizhevsky, 2009)."""
@@ -49,7 +48,7 @@ with tfds.core.registered.skip_registration():  # TFDS has a builder of this nam
             )
 
         def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[int, dict]]]:
-            # TFDS' own extraction needs TensorFlow, and there is no need to have the files on disk.
+            # TFDS's own extraction needs TensorFlow, and the files aren't needed on disk.
             files = _read_archive(dl_manager.download(self.url))
             self.info.features["label"].names = files["batches.meta.txt"].decode().split()
             train = [files[f"data_batch_{i}.bin"] for i in range(1, 6)]
@@ -70,7 +69,7 @@ with tfds.core.registered.skip_registration():  # TFDS has a builder of this nam
 
 
 def _read_archive(path: Path) -> dict[str, bytes]:
-    """Content of each file by its name without folder; nothing is written."""
+    """File name without folder → content; nothing is written to disk."""
     files = {}
     with tarfile.open(path) as archive:
         for member in archive:
@@ -82,16 +81,16 @@ def _read_archive(path: Path) -> dict[str, bytes]:
 def prepare(directory: Path, url: str = URL) -> None:
     """Downloads the archive (170 MB) into `directory/downloads` and prepares `directory/cifar10`.
 
-    An archive that lies in `directory/downloads/manual`, or that TFDS has downloaded there before,
-    is used instead. TFDS checks the checksum either way.
+    An archive in `directory/downloads/manual`, or one that TFDS downloaded there earlier, is used
+    instead. TFDS verifies the checksum either way.
 
     Args:
       directory: TFDS data directory, which must exist.
-      url: where the archive is; TFDS knows the checksum of the default only.
+      url: of the archive; TFDS knows only the checksum of the default.
 
     Raises:
-      UserError: it can't be downloaded, is damaged, or the directory can't be written or holds
-        half a data set.
+      UserError: the archive can't be downloaded or is damaged, or the directory can't be written
+        or holds half a data set.
     """
     shown = printable(str(directory))
     target = directory / "cifar10" / str(Cifar10.VERSION)
@@ -101,14 +100,14 @@ def prepare(directory: Path, url: str = URL) -> None:
                 return  # another process has just done it
             if target.exists():
                 raise UserError(
-                    f"{printable(str(target))} is no complete TFDS data set: remove it and retry"
+                    f"{printable(str(target))} is not a complete TFDS data set: remove it and retry"
                 )
             _prepare(directory, url)
     except (requests.RequestException, DownloadError) as error:
         raise UserError(
             f"CIFAR-10 is not prepared in {shown} and can't be downloaded "
             f"({type(error).__name__}): fetch {url} on a machine with a network and put it into "
-            f"{printable(str(directory / 'downloads' / 'manual'))}, or name a directory where TFDS "
+            f"{printable(str(directory / 'downloads' / 'manual'))}, or give a directory where TFDS "
             f"has prepared cifar10"
         ) from error
     except NonMatchingChecksumError as error:
@@ -140,7 +139,7 @@ def _prepare(directory: Path, url: str) -> None:
 
 
 def _has_archive(downloads: Path) -> bool:
-    # TFDS writes the .INFO file last, beside the archive; by data set, or flat in older versions.
+    # TFDS writes the .INFO file last, beside the archive: in a folder per set, or flat before that.
     info = "*cifar-10-binary*.INFO"
     kept = [*downloads.glob(info), *downloads.glob(f"cifar10/{info}")]
     return bool(kept) or (downloads / "manual" / _ARCHIVE).is_file()

@@ -1,4 +1,4 @@
-"""Images from a folder: one subfolder a class, or flat without labels."""
+"""Images from a folder: one subfolder per class, or flat without labels."""
 
 import os
 import warnings
@@ -16,7 +16,7 @@ from retrieval_jax.data.remote import fetched
 from retrieval_jax.runtime.errors import UserError, printable, reason
 
 _ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
-_FORMATS = ("PNG", "JPEG", "WEBP")  # by content: Pillow's other readers see no untrusted file
+_FORMATS = ("PNG", "JPEG", "WEBP")  # by content: Pillow's other readers never see an untrusted file
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 _THREADS = 8  # bounds the full-size images in memory at once, at most 360 MB each
 
@@ -30,36 +30,35 @@ def from_folder(
 ) -> ImageSet:
     """Reads `DIR/class/*.png|jpg|jpeg|webp` with labels, or `DIR/*.png|jpg|jpeg|webp` without.
 
-    Classes are the subfolders that directly hold a file with such an ending (in upper or lower
-    case), in the order of their names; so are the images within a class. Hidden files and folders,
-    deeper folders and other files are no part of the set. Links are followed; as no folder below
-    the classes is entered, a link that loops can't.
+    Classes are the subfolders that directly hold a file with such an extension (in either case),
+    sorted by name, as are the images within a class. Hidden files and folders, deeper folders and
+    other files are ignored. Links are followed; one that loops does no harm, since no folder below
+    the classes is entered.
 
-    Each image is turned as its EXIF orientation says, laid on white where it is transparent (alpha
-    is kept with four channels), and resized to `size`, antialiased, without regard to its
-    aspect ratio. Palettes, grey, CMYK and 16-bit images are converted, the latter by scaling their
-    full range. Of an animation the first frame counts.
+    Each image is rotated as its EXIF orientation says, composited onto white where it is
+    transparent (four channels keep alpha), and resized to `size` with antialiasing, whatever its
+    aspect ratio. Palette, grey, CMYK and 16-bit images are converted, the last by scaling their
+    full range. Of an animation only the first frame is used.
 
-    An image that can't be decoded in full, is over Pillow's limit against decompression bombs
-    (`PIL.Image.MAX_IMAGE_PIXELS`, 89 million pixels), or is no regular file is skipped with a
-    reason.
+    An image is skipped, with a reason, if it can't be fully decoded, exceeds Pillow's limit against
+    decompression bombs (`PIL.Image.MAX_IMAGE_PIXELS`, 89 million pixels), or is not a regular file.
 
     Args:
       directory: the folder, here or on gs://.
       size: height and width of the result.
       channels: 1 (grey), 3 (RGB) or 4 (RGBA).
       max_skipped: the most images that may be skipped.
-      streaming: read an image when it is indexed rather than all of them now. What to skip must
-        be known before that: now each file is only opened and its header read, and one whose
-        pixels turn out to be damaged later raises a UserError that names it.
+      streaming: read an image when it is indexed, not all of them now. What to skip must be known
+        by then, so each file is opened now and only its header read; a UserError names a file
+        whose pixels turn out to be damaged later.
 
     Returns:
       The image set; names that aren't UTF-8, and characters that don't print, are escaped.
 
     Raises:
-      UserError: the folder isn't there or can't be listed, holds no image, both flat images and
-        class folders, a class of which no image can be read, or more than `max_skipped`
-        images that can't; size or channels are out of range.
+      UserError: the folder doesn't exist or can't be listed; holds no image, both flat images and
+        class folders, a class without a readable image, or more than `max_skipped` unreadable
+        images; or size or channels are out of range.
     """
     root = fetched(directory)
     shown = printable(str(root))
@@ -85,10 +84,10 @@ def from_folder(
     labels = labels[read]
     for lost in sorted(set(range(len(names))) - set(labels.tolist())):
         raise UserError(
-            f"no image of class {names[lost]!r} in {shown} can be read: mend or remove it"
+            f"no image of class {names[lost]!r} in {shown} can be read: repair or remove it"
         )
     if not read:
-        raise UserError(f"no image in {shown} can be read ({skipped[0]}): mend or replace them")
+        raise UserError(f"no image in {shown} can be read ({skipped[0]}): repair or replace them")
     return ImageSet(
         images=images,
         labels=labels if names else None,
@@ -145,9 +144,10 @@ def _read(
     images: np.ndarray | None,
     max_skipped: int,
 ) -> tuple[list[int], list[str]]:
-    """Indices of the paths that `look` gives no reason against, and a line a skipped path.
+    """Indices of the readable paths, and a line per skipped path.
 
-    What it gives of the former goes into the images, if any, without a gap.
+    `look` returns a string, the reason to skip it, or what goes into `images`, if given, without a
+    gap.
     """
     read: list[int] = []
     skipped: list[str] = []
@@ -166,8 +166,8 @@ def _read(
                 if len(skipped) > max_skipped:
                     raise UserError(
                         f"more than {max_skipped} images in {printable(str(root))} can't be read, "
-                        f"the last of them {skipped[-1]}: mend or remove them, or allow more to be "
-                        f"skipped"
+                        f"the last of them {skipped[-1]}: repair or remove them, or allow more to "
+                        f"be skipped"
                     )
     finally:  # an interrupt doesn't wait for the images that are still queued
         pool.shutdown(cancel_futures=True)
@@ -184,7 +184,7 @@ def _decode_sound(
         if isinstance(pixels, str):
             raise UserError(
                 f"{printable(str(paths[row].relative_to(root)))} in {printable(str(root))} can't "
-                f"be decoded ({pixels}): mend or remove it, and start in another workdir"
+                f"be decoded ({pixels}): repair or remove it, and start in another workdir"
             )
         image[:] = pixels
     return images
@@ -209,10 +209,10 @@ def _header(path: Path) -> tuple[int, int] | str:
 
 
 def _open(path: Path, look: Callable[[Image.Image], Any]) -> Any:
-    """What `look` sees in the image, or the reason why it can't."""
+    """What `look` returns for the image, or the reason why it can't be read."""
     try:
-        if not path.is_file():  # opening a pipe would wait for ever
-            return "no regular file, or a broken link"
+        if not path.is_file():  # opening a pipe would block forever
+            return "not a regular file, or a broken link"
         if path.stat().st_size == 0:
             return "empty file"
         with Image.open(path, formats=_FORMATS) as image:

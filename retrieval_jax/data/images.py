@@ -1,4 +1,4 @@
-"""The one form in which every source hands over its images, and the set that needs no download."""
+"""What every source of images returns, and the one set that needs no download."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import numpy as np
 
 @dataclass(frozen=True)
 class LazyImages:
-    """Images that are read when they are indexed; `images[rows]` equals that of the whole array.
+    """Images that are read when they are indexed, as the whole array would be.
 
     Attributes:
       read: any int rows [b] → uint8 [b, h, w, c]; called from several threads at once.
-      rows: int [n], by which `read` knows each image.
+      rows: int [n], what to pass to `read` for each image.
       image_shape: (h, w, c).
-      identity: names and sizes of the files they come from; "" where none do.
+      identity: names and sizes of the files they come from; "" if there are none.
 
     Example:
       >>> array = np.arange(24, dtype=np.uint8).reshape(6, 2, 2, 1)
@@ -50,19 +50,19 @@ class LazyImages:
 
 
 def view(images: np.ndarray | LazyImages, rows: np.ndarray) -> LazyImages:
-    """Some of the images, int [m], without reading or copying one."""
+    """The images in these rows, int [m], without reading or copying any."""
     if isinstance(images, LazyImages):
         return replace(images, rows=images.rows[rows])
     return LazyImages(images.__getitem__, rows, images.shape[1:])
 
 
 class ImageSet(NamedTuple):
-    """A whole image set, still uint8: scaling it is the device's work.
+    """A whole image set, still uint8: the device scales it.
 
     Attributes:
       images: uint8 [n, h, w, c], decoded in memory or read when they are indexed.
-      labels: int32 [n], values 0 .. len(class_names) - 1, or None where the set has no labels.
-      class_names: one printable name a class; () without labels.
+      labels: int32 [n], values 0 .. len(class_names) - 1, or None if the set has no labels.
+      class_names: one printable name per class; () without labels.
       description: one line for provenance.
       skipped: one printable line for each file that was left out, with its reason.
       names: for each image its file, printable and relative to the set's folder; None where the

@@ -13,7 +13,7 @@ _KEYS = ("images", "labels", "class_names")
 
 
 def from_npz(path: str | Path) -> ImageSet:
-    """Reads images, and where they are there labels and class names, from one `.npz` file.
+    """Reads images, and labels and class names if present, from one `.npz` file.
 
     Args:
       path: a file, here or on gs://, as `numpy.savez` or `numpy.savez_compressed` writes it, with
@@ -21,15 +21,15 @@ def from_npz(path: str | Path) -> ImageSet:
         `images`, uint8 [n, h, w] or [n, h, w, c];
         `labels`, optional, integers [n], none negative;
         `class_names`, optional with labels, strings [c]: label i is called `class_names[i]`.
-        Without names the distinct labels in ascending order become the classes 0 .. c - 1, and
-        each is called by its original number, so {3, 7} is two classes called "3" and "7".
+        Without names the distinct labels in ascending order become classes 0 .. c - 1, named by
+        their original numbers: {3, 7} gives two classes called "3" and "7".
 
     Returns:
       The image set; images [n, h, w] get one channel.
 
     Raises:
-      UserError: the file isn't there or isn't an .npz, is damaged, would have to be unpickled,
-        holds no image, or an array is missing, unknown, or of a wrong type, shape or range.
+      UserError: the file doesn't exist, isn't an .npz, is damaged, would have to be unpickled or
+        holds no image; or an array is missing, unknown, or of the wrong type, shape or range.
     """
     path = fetched(path)
     shown = printable(str(path))
@@ -85,7 +85,7 @@ def _labels(
         raise UserError(f"labels in {shown} are {labels.dtype}: save them as integers")
     if labels.shape != (count,):
         raise UserError(
-            f"labels in {shown} have shape {list(labels.shape)}: they need one label an image, "
+            f"labels in {shown} have shape {list(labels.shape)}: they need one label per image, "
             f"[{count}]"
         )
     if labels.min() < 0:

@@ -19,20 +19,20 @@ _THREADS = 16  # images are small files, and each waits for the network
 
 
 def fetched(path: epath.PathLike, part: str = "") -> Path:
-    """A path of this machine as it is, one on gs:// as its copy in `~/.cache/retrieval_jax/gs`.
+    """Returns a local path as it is, and for one on gs:// its copy in `~/.cache/retrieval_jax/gs`.
 
-    What reads ArrayRecord and images wants files of the machine. A file is copied again when its
-    size or time of change on gs:// is another, and removed when it is no longer there.
+    Readers of ArrayRecord and images need local files. A file is copied again when its size or
+    modification time on gs:// changes, and removed when it is gone there.
 
     Args:
       path: a file or directory, `~` being the home directory, or gs://BUCKET/….
-      part: the only thing in the directory to copy, which may not be there; "" for everything.
+      part: the only entry of the directory to copy, which need not exist; "" for everything.
 
     Returns:
       The local path.
 
     Raises:
-      UserError: it isn't on gs:// or can't be read there, an object's name leads out of the
+      UserError: it doesn't exist on gs:// or can't be read, an object's name leads out of the
         directory, or the copy can't be written.
 
     Example:
@@ -44,14 +44,16 @@ def fetched(path: epath.PathLike, part: str = "") -> Path:
     shown = printable(os.fspath(path))
     target = cache_home() / "gs" / shown.removeprefix("gs://").strip("/")
     try:
-        # Of several processes on a machine one copies, and the others find it done.
+        # One process per machine copies; the others wait and find it done.
         with locked(target.with_name(f".{target.name}.lock")), reaching(epath.Path(path)):
             copied = _copy_what_changed(os.fspath(path), part, target)
     except FileNotFoundError as error:
-        raise UserError(f"{shown} isn't there: name what is on gs:// or on a disk") from error
+        raise UserError(
+            f"{shown} isn't there: give a path that exists on gs:// or on disk"
+        ) from error
     except OSError as error:
         raise UserError(
-            f"{shown} can't be copied to {target} ({reason(error)}): see that this machine may "
+            f"{shown} can't be copied to {target} ({reason(error)}): check that this machine may "
             "read the bucket and has room"
         ) from error
     if copied:
@@ -60,11 +62,11 @@ def fetched(path: epath.PathLike, part: str = "") -> Path:
 
 
 def _copy_what_changed(url: str, part: str, target: Path) -> int:
-    """The number of files that were copied."""
+    """Returns the number of files copied."""
     import fsspec
 
     store, root = fsspec.core.url_to_fs(url.rstrip("/"))
-    # One request for a thousand files, which by epath is one or two for each.
+    # One request lists a thousand files; epath would make one or two per file.
     found = store.find(f"{root}/{part}".rstrip("/"), detail=True)
     if not found and not (part and store.exists(root)):
         raise FileNotFoundError(url)
@@ -79,18 +81,20 @@ def _copy_what_changed(url: str, part: str, target: Path) -> int:
         os.utime(to, (changed, changed))
         return True
 
-    if part:  # then the directory is there for whatever else is made in it
+    if part:  # so that the directory exists for whatever else is created in it
         target.mkdir(parents=True, exist_ok=True)
     files = {
         target / name.removeprefix(root).strip("/"): (name, info)
         for name, info in found.items()
-        if not name.endswith("/")  # by which consoles show a directory
+        if not name.endswith("/")  # markers by which consoles show a directory
     }
-    for to in files:  # a name is what someone wrote
+    for to in files:  # names of objects are untrusted
         if ".." in to.relative_to(target).parts:
-            raise UserError(f"{printable(url)} holds an object called {to.name!r} outside of it")
+            raise UserError(
+                f"{printable(url)} holds an object {to.name!r} whose path leads outside"
+            )
     for old in (target / part).rglob("*") if found else ():
-        if old.is_file() and old not in files:  # also what a copy that was killed has left
+        if old.is_file() and old not in files:  # including what a killed copy left behind
             old.unlink()
     pool = ThreadPoolExecutor(_THREADS)
     try:

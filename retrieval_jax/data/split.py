@@ -10,7 +10,7 @@ _PURPOSE = int.from_bytes(b"split")  # sets these random numbers apart from othe
 
 
 class Split(NamedTuple):
-    """Indices of images, int64, disjoint, in shuffled order, together every image once.
+    """Indices of images, int64, shuffled: every image in exactly one part.
 
     Attributes:
       fit: the gallery images that train the model.
@@ -35,20 +35,20 @@ def split(
     seed: int,
     validation_fraction: float = 0.2,
 ) -> Split:
-    """Splits `count` images at random: queries by class, the first of the gallery to fit.
+    """Splits `count` images at random: queries stratified by class, the rest fit and validation.
 
-    The queries hold each class in its share of the data, as closely as whole images allow (largest
-    remainder, ties to the lower class), and at least one image of each class; so does the gallery.
-    The gallery is shuffled as a whole, and its last `validation_fraction`, rounded, validates.
-    The order comes from raw PCG64 output, which NumPy keeps the same on every platform and in every
-    version, so a seed means the same split everywhere.
+    Queries have the class proportions of the data, as closely as whole images allow (largest
+    remainder, ties to the lower class), with at least one image per class; so has the gallery. The
+    gallery is shuffled as a whole, and its last `validation_fraction`, rounded, is for validation.
+    The order comes from raw PCG64 output, which NumPy keeps the same across platforms and versions,
+    so a seed gives the same split everywhere.
 
     Args:
-      labels: integers [count], any values; None splits without regard to classes.
+      labels: integers [count], any values; None ignores classes.
       count: number of images.
       queries: number of queries, exactly.
       seed: a non-negative integer.
-      validation_fraction: share of the gallery that validates, in [0, 1).
+      validation_fraction: share of the gallery for validation, in [0, 1).
 
     Returns:
       The split.
@@ -96,7 +96,7 @@ def split(
 
 
 def _quotas(sizes: np.ndarray, queries: int) -> np.ndarray:
-    """Queries of each class, in exact integers: 1 to size - 1 each, `queries` together."""
+    """Queries per class, in exact integers: 1 to size - 1 each, `queries` in all."""
     classes, count = len(sizes), int(sizes.sum())
     if queries < classes:
         raise UserError(
@@ -114,7 +114,7 @@ def _quotas(sizes: np.ndarray, queries: int) -> np.ndarray:
         )
     share = sizes.astype(np.int64) * queries  # in units of 1 / count
     quotas = np.clip(share // count, 1, sizes - 1)
-    # At most one step a class or so; the bounds of the smallest classes can take a few more.
+    # About one step per class at most; the bounds of the smallest classes can take a few more.
     while (missing := queries - quotas.sum()) != 0:
         step = int(np.sign(missing))
         free = quotas < sizes - 1 if step > 0 else quotas > 1

@@ -9,22 +9,22 @@ import numpy as np
 
 from retrieval_jax.data.images import LazyImages
 
-_PART = 16  # images that a thread reads at a time: Grain's own work for each no longer counts
+_PART = 16  # images that a thread reads at a time, enough to hide Grain's overhead per item
 
 
 def batches(
     images: np.ndarray | LazyImages, order: np.ndarray, batch: int, start: int = 0
 ) -> Iterator[np.ndarray]:
-    """Yields the images in their order, a batch at a time, with the next two read in advance.
+    """Yields images in the given order, one batch at a time, with the next two read ahead.
 
-    Threads, a CPU core one, share the reading of every batch; decoders of large images release the
-    interpreter's lock. Nothing needs saving to go on later: the same order and another `start` give
-    the same batches from there on.
+    One thread per CPU core shares in reading every batch; decoders of large images release the GIL.
+    Nothing needs to be saved to resume: the same order and another `start` give the same batches
+    from there on.
 
     Args:
       images: where they come from, [n, h, w, c].
       order: int [m], rows of `images`.
-      batch: images a batch, at least 1.
+      batch: images per batch, at least 1.
       start: the first batch to yield; those before it are not read.
 
     Yields:
@@ -36,9 +36,9 @@ def batches(
       >>> [part.ravel().tolist() for part in batches(images, order, 2, start=1)]
       [[2, 1], [3]]
     """
-    import grain  # takes as long to import as JAX, which a run should not wait for at its start
+    import grain  # as slow to import as JAX, so not at the start of every run
 
-    parts = -(-batch // _PART)  # of every batch
+    parts = -(-batch // _PART)  # per batch
 
     def read(i: int) -> np.ndarray:
         first = i // parts * batch + i % parts * _PART
@@ -56,5 +56,5 @@ def batches(
     iterator = iter(dataset)
     try:
         yield from iterator
-    finally:  # a batch that nobody asked for isn't waited for
+    finally:  # without waiting for batches that nobody asked for
         iterator.close()

@@ -24,16 +24,16 @@ def from_tfds(name: str, directory: str | Path, streaming: bool = False) -> Imag
     """Opens all labelled splits of a prepared TFDS set: train first, the others by name.
 
     The set must be prepared in a format with random access (ArrayRecord). `cifar10` is downloaded
-    and prepared where it isn't yet; other builders need TensorFlow for that. Of several images or
-    labels in a record, the pair that TFDS calls supervised counts. Records without a label (-1 in
-    TFDS) are left out. The labels, and the images that are read at once, are kept decoded in the
-    user's cache (see `cached`), which is rebuilt when a file of the set has changed.
+    and prepared if needed; preparing other sets takes TensorFlow. If a record has several images or
+    labels, TFDS's supervised pair is used. Records without a label (-1 in TFDS) are left out.
+    Labels, and images unless they stream, are cached in decoded form (see `cached`) and read again
+    when a file of the set changes.
 
     Args:
       name: as TFDS writes it: "cifar10", "mnist:3.0.1", "set/config".
       directory: TFDS data directory, here or on gs://, which holds `name/version/` or
         `name/config/version/`.
-      streaming: read an image when it is indexed rather than all of them now.
+      streaming: read an image when it is indexed, not all of them now.
 
     Returns:
       The image set, images as they are stored: uint8 [n, h, w, c] with c 1, 3 or 4.
@@ -47,7 +47,7 @@ def from_tfds(name: str, directory: str | Path, streaming: bool = False) -> Imag
     root = fetched(directory, part=name.partition(":")[0])  # with its config, all versions
     if not root.is_dir():
         raise UserError(
-            f"the data directory {printable(str(root))} isn't there: create it, or name the one "
+            f"the data directory {printable(str(root))} isn't there: create it, or give the one "
             f"that holds the prepared TFDS sets"
         )
     builder = _open(name, root)
@@ -64,7 +64,7 @@ def from_tfds(name: str, directory: str | Path, streaming: bool = False) -> Imag
     lazy = LazyImages(partial(records.images, shape), known["rows"], shape, identity(files))
     images = lazy if streaming else known["images"]
     label = builder.info.name
-    if label == "cifar10":  # TFDS' preparation is lossless; a mirror made of JPEG files isn't
+    if label == "cifar10":  # TFDS's preparation is lossless; a mirror of JPEG files isn't
         label = "CIFAR-10 (JPEG mirror)" if known["encoding"] == "JPEG" else "CIFAR-10"
     return ImageSet(
         images=images,
@@ -145,7 +145,7 @@ def _keys(info: Any, title: str) -> tuple[str, str]:
 
 
 class _Records:
-    """The records of all splits in one row, train first, each parsed when it is read."""
+    """The records of all splits in sequence, train first, each parsed when it is read."""
 
     def __init__(self, builder: Any, image_key: str, label_key: str, title: str) -> None:
         import tensorflow_datasets as tfds
@@ -154,8 +154,8 @@ class _Records:
         self._title = title
         self._mode = _MODES[builder.info.features[image_key].shape[-1]]
         splits = sorted(builder.info.splits.items(), key=lambda item: (item[0] != "train", item[0]))
-        # Decoded here, as TFDS' own decoder leaves images in whatever mode they are stored, and
-        # takes thirty times as long to find them in a record.
+        # Decoded here: TFDS's own decoder keeps whatever mode an image is stored in, and takes
+        # thirty times as long to find it in a record.
         raw = tfds.decode.DeserializeMethod.RAW_BYTES
         try:
             self._splits = [
@@ -202,7 +202,7 @@ class _Records:
         }
 
     def everything(self) -> dict[str, np.ndarray]:
-        """What `labels` gives, and images uint8 [n, h, w, c]."""
+        """What `labels` returns, and images uint8 [n, h, w, c]."""
         found = self.labels()
         rows, shape = found["rows"], tuple(found["shape"].tolist())
         images = np.empty((len(rows), *shape), np.uint8)
@@ -241,7 +241,7 @@ class _Records:
         return records
 
     def _decode(self, record: bytes) -> tuple[np.ndarray, str]:
-        """Pixels [h, w, c], and the format that they are stored in."""
+        """Pixels [h, w, c], and the format they are stored in."""
         from tensorflow_datasets.proto import tf_example_pb2
 
         encoded = (

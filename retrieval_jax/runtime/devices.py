@@ -1,6 +1,6 @@
 """The one module that knows how many devices there are and what lies on each.
 
-A value "on every device" is stacked along a leading axis of this process' devices, as `jax.pmap`
+A value "on every device" is stacked along a leading axis of this process's devices, as `jax.pmap`
 takes it. All processes call the mapped functions together, each for its own devices.
 """
 
@@ -20,22 +20,22 @@ AXIS = "devices"
 
 
 def count() -> int:
-    """Number of devices that the mapped functions run on, of all processes."""
+    """Number of devices that mapped functions run on, over all processes."""
     return jax.device_count()
 
 
 def local_count() -> int:
-    """Number of this process' devices."""
+    """Number of this process's devices."""
     return jax.local_device_count()
 
 
 def steps_per_call() -> int:
-    """Training steps that one compiled call runs at most.
+    """The most training steps per compiled call.
 
     XLA's CPU backend runs convolutions in the body of a loop 5.3 × slower than outside (624 against
-    118 ms a step of `configs/cifar10_hint.py` on 2 cores of a virtual Intel Xeon, JAX 0.10.2), so
-    there a call is one step. Elsewhere a call outlasts its dispatch by far, and is still short
-    enough for a progress bar.
+    118 ms per step of `configs/cifar10_hint.py` on 2 cores of a virtual Intel Xeon, JAX 0.10.2), so
+    there a call is one step. Elsewhere 128 steps take far longer than their dispatch, and are still
+    short enough for a progress bar.
     """
     return 1 if jax.default_backend() == "cpu" else 128
 
@@ -47,8 +47,8 @@ def mesh() -> Mesh:
 
 def on_every_device(tree: Any) -> Any:
     """Copies a tree of arrays to every device."""
-    # The axis has the name that mapped functions give their results, or what takes both is compiled
-    # twice.
+    # Under the axis name that mapped functions give their results, or a function that takes both
+    # would be compiled twice.
     return jax_utils.replicate(tree, axis_name=AXIS)
 
 
@@ -59,7 +59,7 @@ def from_first_device(tree: Any) -> Any:
 
 
 def local_share(rows: np.ndarray) -> np.ndarray:
-    """[…, batch] → […, batch of this process' devices], the same on the host."""
+    """[…, batch] → […, this process's share of the batch], on the host."""
     *others, batch = rows.shape
     shares = rows.reshape(*others, count(), batch // count())
     return shares[..., _positions(), :].reshape(*others, batch // count() * local_count())
@@ -73,7 +73,7 @@ def share_batches(rows: np.ndarray) -> jax.Array:
 
 
 def share_rows(rows: np.ndarray, block: int, fill: float) -> np.ndarray:
-    """[n, …] → [this process' devices, m, …], m whole blocks, the last of them padded by `fill`."""
+    """[n, …] → [this process's devices, m, …], m a multiple of `block`, padded with `fill`."""
     share = -(-len(rows) // (count() * block)) * block
     padding = ((0, count() * share - len(rows)), *((0, 0) for _ in rows.shape[1:]))
     padded = np.pad(rows, padding, constant_values=fill)
@@ -87,9 +87,9 @@ def whole_batches(shares: jax.Array) -> np.ndarray:
 
 
 def prefetched(trees: Iterable[Any]) -> Iterator[Any]:
-    """Yields trees of this process' arrays [b, …] as [devices, b / devices, …], a device's on it.
+    """Yields trees of this process's arrays [b, …] as [devices, b / devices, …], on the devices.
 
-    The transfer of the next one is under way while one is in use.
+    The next one is transferred while one is in use.
     """
 
     def share(x: np.ndarray) -> np.ndarray:
@@ -103,9 +103,9 @@ def mapped(
 ) -> Callable:
     """Maps a per-device function over all devices, with `AXIS` as the name for its reductions.
 
-    Its float32 products are float32 on every backend unless the precision is "tf32": a GPU or a TPU
-    would otherwise round what goes into them to TF32 or bfloat16. It is set here, and not in the
-    modules, because it must hold for gradients too, also for those written by hand.
+    Its float32 products are float32 on every backend unless the precision is "tf32": a GPU or TPU
+    would otherwise round their inputs to TF32 or bfloat16. It is set here, not in the modules, so
+    that it holds for gradients too, including those written by hand.
     """
     products = {"float32": "highest", "tf32": "tensorfloat32"}[precision]
 
@@ -134,12 +134,12 @@ def round_up(batch: int) -> int:
 
 
 def on_host(tree: Any) -> Any:
-    """Fetches a tree of arrays that a program spread over the devices, whole on every process."""
+    """Fetches a tree of arrays sharded over all devices, whole, to every process."""
     return multihost_utils.process_allgather(tree, tiled=True)
 
 
 @cache
 def _positions() -> np.ndarray:
-    """Along `AXIS`, of this process' devices; they need not follow one another."""
+    """Positions of this process's devices along `AXIS`; they need not be contiguous."""
     axis = jax.pmap(lambda _: jax.lax.axis_index(AXIS), axis_name=AXIS)(np.zeros(local_count()))
     return np.array([shard.data[0] for shard in axis.addressable_shards])

@@ -1,16 +1,16 @@
-"""The exceptions that end a run otherwise than by a mistake of the program."""
+"""The exceptions that end a run without being a bug, and words for any other."""
 
 
 class UserError(Exception):
-    """One sentence that names the thing at fault and the cure; programs print it and exit 2."""
+    """One sentence that names the thing at fault and the cure; the command exits with 2."""
 
 
 class Interrupted(Exception):
-    """The run was told to stop, and what it had is saved: the same command goes on."""
+    """The run was told to stop and has saved its state: the same command resumes it."""
 
 
 def printable(name: str) -> str:
-    r"""A name from outside as one line of valid Unicode: everything that doesn't print is escaped.
+    r"""An untrusted name as one line of valid Unicode, with unprintable characters escaped.
 
     File names that aren't UTF-8 reach Python as lone surrogates, which no JSON or HTML file can
     hold; line breaks and direction marks would garble a listing.
@@ -23,6 +23,6 @@ def printable(name: str) -> str:
 
 
 def reason(error: BaseException) -> str:
-    """The system's words for an error, or its first line, short enough to stand in a sentence."""
+    """The system's message for an error, or its first line, short enough for a sentence."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return printable(getattr(error, "strerror", None) or lines[0][:200]).rstrip(".")

@@ -1,4 +1,4 @@
-"""Files here and on gs://, written whole or not at all."""
+"""Files on disk and on gs://, written whole or not at all."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ def read_arrays(path: epath.Path) -> dict[str, np.ndarray]:
 
 @contextmanager
 def replacing(path: epath.Path) -> Iterator[IO[bytes]]:
-    """A file to write that takes the place of `path` once it is whole."""
-    if is_remote(path):  # an object is there once it is whole, and until then the old one
+    """A file to write that replaces `path` once it is complete."""
+    if is_remote(path):  # an object appears once it is whole; the old one stays until then
         content = io.BytesIO()
         yield content
         with reaching(path):
@@ -66,14 +66,14 @@ def replacing(path: epath.Path) -> Iterator[IO[bytes]]:
         with temporary.open("wb") as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())  # or a machine that is lost may leave an empty file
+            os.fsync(file.fileno())  # or a crash may leave an empty file
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def read_bytes(path: epath.Path) -> bytes:
-    """A whole file.
+    """Reads a whole file.
 
     Raises:
       OSError: it isn't there or can't be read, on gs:// too.
@@ -83,7 +83,7 @@ def read_bytes(path: epath.Path) -> bytes:
 
 
 def copy_files(source: epath.Path, target: epath.Path) -> None:
-    """Copies all files under a directory, each whole or not at all, here or on gs://.
+    """Copies all files under a directory, each whole or not at all, on disk or on gs://.
 
     Raises:
       OSError: one can't be read or written.
@@ -100,12 +100,12 @@ def copy_files(source: epath.Path, target: epath.Path) -> None:
 
 
 def make_directory(path: epath.Path) -> None:
-    """Makes a directory and those above it, where they aren't there; an object store has none.
+    """Creates a directory and its parents if needed; object stores have none.
 
     Raises:
-      OSError: it can't be made.
+      OSError: it can't be created.
     """
-    if not is_remote(path):  # gcsfs would ask for the bucket, which not everyone may who writes
+    if not is_remote(path):  # gcsfs would look up the bucket, which a writer may have no right to
         path.mkdir(parents=True, exist_ok=True)
 
 
@@ -123,7 +123,7 @@ def as_path(text: str) -> epath.Path:
 
 
 def is_remote(path: epath.PathLike) -> bool:
-    """Whether a path is on an object store: it has no rename, no appending and no directories.
+    """Whether a path is on an object store, which has no rename, no append and no directories.
 
     Example:
       >>> is_remote(epath.Path("gs://bucket/run")), is_remote("runs/hint")
@@ -134,10 +134,10 @@ def is_remote(path: epath.PathLike) -> bool:
 
 @contextmanager
 def reaching(path: epath.Path) -> Iterator[None]:
-    """Around work on a path: what reaches gs:// has errors of its own, which become an `OSError`.
+    """Wraps work on a path: errors of the packages that access gs:// become an `OSError`.
 
     Raises:
-      UserError: the packages that reach gs:// aren't installed.
+      UserError: the packages that access gs:// aren't installed.
       OSError: anything else.
     """
     if is_remote(path):
@@ -151,7 +151,7 @@ def reaching(path: epath.Path) -> Iterator[None]:
             raise
         if isinstance(error, ImportError):
             raise UserError(
-                f"{str(path)!r} needs packages that aren't there ({reason(error)}); install "
+                f"{str(path)!r} needs packages that aren't installed ({reason(error)}); install "
                 "retrieval-jax[gcs]"
             ) from error
         raise OSError(None, reason(error), str(path)) from error
@@ -161,21 +161,21 @@ def reaching(path: epath.Path) -> Iterator[None]:
 def _prepare_for_objects() -> None:
     import fsspec
 
-    os.environ.setdefault("EPATH_USE_TF", "false")  # or TensorFlow, where it is there, would do it
-    # gcsfs has two classes; this is the one that the tests run.
+    os.environ.setdefault("EPATH_USE_TF", "false")  # or TensorFlow would be used if it is installed
+    # gcsfs has two classes; this is the one that is tested.
     os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
-    # A listing is stale at once: TensorStore writes there too, and deleting goes by listings.
+    # Listings would be stale: TensorStore writes there too, and deleting relies on them.
     fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False
-    # It logs a traceback of what it raises as well.
+    # It also logs a traceback of what it raises.
     logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
 
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Lets in one process at a time, of all that name the same file, which is made.
+    """Admits one process at a time, of all that name the same file, which is created.
 
     Raises:
-      OSError: it can't be made.
+      OSError: it can't be created.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
@@ -185,7 +185,7 @@ def locked(path: Path) -> Iterator[None]:
 
 @contextmanager
 def in_one_sentence(path: epath.Path) -> Iterator[None]:
-    """Around work on files in `path`: where that fails, one sentence says so.
+    """Wraps work on files in `path`: an `OSError` becomes one sentence.
 
     Raises:
       UserError: the disk is full, the directory is gone, or any other `OSError`.
@@ -195,7 +195,7 @@ def in_one_sentence(path: epath.Path) -> Iterator[None]:
     except OSError as error:
         raise UserError(
             f"{str(error.filename or path)!r} can't be read or written "
-            f"({reason(error)}); mend that, and the same command goes on from here"
+            f"({reason(error)}); fix that and run the same command again to resume"
         ) from error
 
 
@@ -206,7 +206,7 @@ def checksum(tree: Any) -> int:
       >>> checksum([np.zeros(2), np.ones(3)]) == checksum([np.zeros(2), np.zeros(3)])
       False
     """
-    import jax  # what reads data does without
+    import jax  # not needed by those who only read data
 
     value = 0
     for leaf in jax.tree.leaves(tree):

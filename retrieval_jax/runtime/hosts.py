@@ -1,7 +1,7 @@
-"""Several processes, one a host: how they meet, share what the first one knows, and stop together.
+"""Several processes, one per host: how they meet, share what process 0 knows, and stop together.
 
-The first process alone reads and writes the workdir. A run of one process passes through all of
-this without a change.
+Only process 0 reads and writes the workdir. A run of one process passes through all of this
+unchanged.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from jax.experimental import multihost_utils
 from retrieval_jax.runtime.errors import Interrupted, UserError
 from retrieval_jax.runtime.interruption import INTERRUPTED
 
-_HEARTBEAT = 30  # seconds without a sign of a process after which it counts as lost
-_WATCH = 1.0  # seconds between looks at the others
-_REASON = "retrieval_jax/reason"  # key under which the first to fail leaves why
-_LONG = 7 * 24 * 3600  # seconds that one may be ahead of another
-_PART = 1 << 26  # bytes of one broadcast
+_HEARTBEAT = 30  # seconds of silence after which a process counts as lost
+_WATCH = 1.0  # seconds between checks on the others
+_REASON = "retrieval_jax/reason"  # key under which the first process to fail stores the reason
+_LONG = 7 * 24 * 3600  # seconds by which one process may be ahead of another
+_PART = 1 << 26  # bytes per broadcast
 
 
 def is_first() -> bool:
@@ -40,23 +40,23 @@ def is_first() -> bool:
 
 @contextmanager
 def meeting(coordinator: str, processes: int, process: int, timeout: int) -> Iterator[None]:
-    """Around a run's work: before it all processes meet, and what ends one of them ends all.
+    """Wraps a run: all processes meet before it, and what ends one of them ends all.
 
-    Where an argument names a coordinator they meet there; without one `jax.distributed` finds it on
-    TPU slices, under Slurm and, with the package `kubernetes`, in an Indexed Job. Anywhere else
-    nothing happens. It has to come before all other use of JAX.
+    With a coordinator they meet there; without one `jax.distributed` finds it on TPU slices, under
+    Slurm and, with the package `kubernetes`, in an Indexed Job. Anywhere else nothing happens. This
+    has to come before any other use of JAX.
 
-    A `UserError` of one process stops every one with the same sentence; a process that is lost
-    stops the others, with the exit code that says that the same command resumes.
+    A `UserError` in one process stops every process with the same sentence. A process that is lost
+    stops the others with the exit code that means "run the same command again".
 
     Args:
-      coordinator: HOST:PORT of process 0; "" where the cluster says it.
-      processes: how many there are; 0 where the cluster says it.
-      process: which one this is, from 0; -1 where the cluster says it.
+      coordinator: HOST:PORT of process 0; "" = auto-detect.
+      processes: how many there are; 0 = auto-detect.
+      process: which one this is, from 0; -1 = auto-detect.
       timeout: seconds to wait for all to meet; then this process exits with code 1.
 
     Raises:
-      UserError: what the arguments lack, or what `jax.distributed` has against them.
+      UserError: the arguments are incomplete, or `jax.distributed` rejects them.
     """
     if not (coordinator or _in_cluster()) or not _meet(coordinator, processes, process, timeout):
         yield
@@ -68,17 +68,17 @@ def meeting(coordinator: str, processes: int, process: int, timeout: int) -> Ite
     for follower in followers:
         follower.start()
     try:
-        # Every process would say the same; errors, on the other stream, are said by all.
+        # All would print the same; errors, on standard error, are printed by all.
         with open(os.devnull, "w") as nowhere:
             quiet = contextlib.nullcontext() if is_first() else contextlib.redirect_stdout(nowhere)
             with quiet:
                 yield
-    except Interrupted:  # raised by all of them
+    except Interrupted:  # raised in all of them
         _end_together(leaving, followers)
         raise
     except BaseException as error:
         if not isinstance(error, UserError | KeyboardInterrupt):
-            # Most likely a collective that another's loss broke: who watches will say so.
+            # Most likely a collective broken by the loss of another process: `_watch` says so.
             time.sleep(_HEARTBEAT + 10)
         leaving.set()
         _stop_all(error)
@@ -86,10 +86,10 @@ def meeting(coordinator: str, processes: int, process: int, timeout: int) -> Ite
 
 
 def from_first(value: Any) -> Any:
-    """The first process' value, which JSON can hold, on every process."""
+    """Process 0's value, which JSON can hold, on every process."""
     if jax.process_count() == 1:
         return value
-    _wait_for_all("together", _LONG)  # collectives wait for 30 s only where they have to connect
+    _wait_for_all("together", _LONG)  # a collective that has to connect first waits for 30 s only
     text = json.dumps(value).encode()
     size = int(multihost_utils.broadcast_one_to_all(np.int64(len(text))))
     data = np.frombuffer(text if is_first() else bytes(size), np.uint8)
@@ -97,9 +97,9 @@ def from_first(value: Any) -> Any:
 
 
 def arrays_from_first(arrays: Mapping[str, np.ndarray] | None) -> dict[str, np.ndarray] | None:
-    """The first process' arrays, or its None, on every process; bit for bit.
+    """Process 0's arrays, or its None, on every process, bit for bit.
 
-    They travel in parts through the devices' memory, so they may be larger than that.
+    They are sent in parts through device memory, so they may be larger than that.
     """
     if jax.process_count() == 1:
         return None if arrays is None else dict(arrays)
@@ -120,9 +120,9 @@ def arrays_from_first(arrays: Mapping[str, np.ndarray] | None) -> dict[str, np.n
 
 
 def _in_cluster() -> bool:
-    """Whether `jax.distributed` finds the other processes by itself, and should."""
+    """Whether `jax.distributed` can find the other processes, and should."""
     slurm = int(os.environ.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in os.environ
-    # In an Indexed Job, whose service account may ask for its pods.
+    # In an Indexed Job whose service account may list its pods.
     kubernetes = {
         "KUBERNETES_SERVICE_HOST",
         "JOB_COMPLETION_INDEX",
@@ -135,7 +135,7 @@ def _in_cluster() -> bool:
 
 
 def _meet(coordinator: str, processes: int, process: int, timeout: int) -> bool:
-    """Whether there are others to meet; all devices are connected then."""
+    """Connects all devices; returns whether there are other processes."""
     where = coordinator or "the cluster's coordinator"
 
     def give_up() -> None:
@@ -150,7 +150,7 @@ def _meet(coordinator: str, processes: int, process: int, timeout: int) -> bool:
         )
         os._exit(1)
 
-    # JAX aborts the process when its own time is up, so that must not come first.
+    # JAX aborts the process at its own timeout, so that must not come first.
     timer = threading.Timer(timeout, give_up)
     timer.daemon = True
     timer.start()
@@ -169,13 +169,13 @@ def _meet(coordinator: str, processes: int, process: int, timeout: int) -> bool:
             )
         except ValueError as error:
             if not coordinator and "coordinator_address should be defined" in str(error):
-                return False  # JAX finds no cluster: a TPU host by itself
+                return False  # JAX finds no cluster: a single TPU host
             raise
-        # Now, as all are here: later one may be ahead of another by more than the 30 s for which
-        # Gloo waits. The second connects the groups of `broadcast_one_to_all`.
+        # Connect now, while all are here: later one may be ahead of another by more than the 30 s
+        # that Gloo waits. The second call connects the groups of `broadcast_one_to_all`.
         jax.pmap(lambda x: jax.lax.psum(x, "i"), "i")(np.zeros(jax.local_device_count()))
         multihost_utils.broadcast_one_to_all(np.int32(0))
-    except Exception as error:  # of JAX, of the network, of a cluster's own service
+    except Exception as error:  # from JAX, the network or a cluster's own service
         raise UserError(
             f"the processes can't meet at {where}: {' '.join(str(error).split())}"
         ) from error
@@ -185,15 +185,15 @@ def _meet(coordinator: str, processes: int, process: int, timeout: int) -> bool:
 
 
 def _client() -> Any:
-    from orbax.checkpoint import multihost  # JAX itself has no public name for its key-value store
+    from orbax.checkpoint import multihost  # JAX has no public name for its key-value store
 
     return multihost.get_jax_distributed_client()
 
 
 def _obey(leaving: threading.Event) -> None:
-    """Ends this process when another one fails: collectives would wait for that one forever."""
+    """Ends this process when another one fails: collectives would wait for it forever."""
     client = _client()
-    with contextlib.suppress(Exception):  # the first process, which keeps the key, is gone
+    with contextlib.suppress(Exception):  # process 0, which holds the key, is gone
         reason = client.blocking_key_value_get(_REASON, 1000 * _LONG)
         if not leaving.is_set():
             code, _, sentence = reason.partition(" ")
@@ -208,12 +208,12 @@ def _watch(leaving: threading.Event) -> None:
         try:
             live = client.get_live_nodes(everyone)
             lost = [i for i in everyone if i not in live]
-        except Exception:  # with the first process what knows of the others is gone
+        except Exception:  # process 0, which knows of the others, is gone
             lost = [0]
         if lost and not leaving.is_set():
             names = ", ".join(map(str, lost))
             print(
-                f"lost process {names}; the same command on every host goes on",
+                f"lost process {names}; run the same command on every host to resume",
                 file=sys.stderr,
                 flush=True,
             )
@@ -221,23 +221,23 @@ def _watch(leaving: threading.Event) -> None:
 
 
 def _stop_all(error: BaseException) -> NoReturn:
-    """Tells all processes why this one fails, and ends it when they have heard."""
+    """Tells all processes why this one fails, then ends it."""
     if isinstance(error, UserError):
         code, reason = 2, str(error)
         print(f"error: {reason}", file=sys.stderr)
     elif isinstance(error, KeyboardInterrupt):
-        code, reason = 130, "interrupted at the keyboard; the same command goes on"
+        code, reason = 130, "interrupted at the keyboard; run the same command again to resume"
         print(reason, file=sys.stderr)
     else:
         code, reason = 1, f"{type(error).__name__}: {error}"
         traceback.print_exception(error)
-    with contextlib.suppress(Exception):  # another one failed first, and all stop for its reason
+    with contextlib.suppress(Exception):  # another one failed first; all stop with its reason
         _client().key_value_set(_REASON, f"{code} {reason} (process {jax.process_index()})")
     _leave(code)
 
 
 def _leave(code: int) -> NoReturn:
-    """Ends this process when all know why; JAX' own way out would wait for them to end well."""
+    """Ends this process once all know why; JAX's own exit would wait for them to end normally."""
     _wait_for_all("stopped", 5)
     if is_first():
         time.sleep(1)  # JAX aborts the others when this one is gone
@@ -246,16 +246,16 @@ def _leave(code: int) -> NoReturn:
 
 
 def _end_together(leaving: threading.Event, followers: list[threading.Thread]) -> None:
-    """Ends well: none takes another's end for a loss."""
+    """Ends normally: no process takes another's end for a loss."""
     _wait_for_all("ended", _LONG)
     leaving.set()
     if is_first():
         time.sleep(1)  # JAX aborts the others when this one is gone
     jax.distributed.shutdown()
-    for follower in followers:  # Python can't end while one is in JAX
+    for follower in followers:  # Python can't exit while one is in JAX
         follower.join(10)
 
 
 def _wait_for_all(name: str, seconds: int) -> None:
-    with contextlib.suppress(Exception):  # whoever doesn't come has stopped already
+    with contextlib.suppress(Exception):  # whoever doesn't arrive has stopped already
         _client().wait_at_barrier(f"retrieval_jax/{name}", timeout_in_ms=1000 * seconds)

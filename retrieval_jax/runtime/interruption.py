@@ -1,4 +1,4 @@
-"""SIGTERM, which announces preemption and the end of a job's time: save, and say 'resume me'."""
+"""SIGTERM, which announces preemption and the end of a job's time: save, then exit."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from contextlib import contextmanager
 from typing import Any
 
 INTERRUPTED = 75  # exit code, EX_TEMPFAIL of sysexits.h
-MESSAGE = "interrupted; the same command goes on from here"
+MESSAGE = "interrupted; run the same command again to resume"
 
 
 class Interruption:
-    """Whether the run is told to stop, on any of its hosts; a context manager around the run.
+    """Whether the run was told to stop, on any of its hosts; a context manager around the run.
 
-    With one process SIGTERM ends it at once with the exit code `INTERRUPTED`, as whatever it writes
-    is written whole or not at all; but inside `deferred` it only answers `asked`. With several,
-    `jax.distributed` hears it, and `asked` is True in the same place on all of them.
+    SIGTERM ends a single process at once with the exit code `INTERRUPTED`, since whatever it writes
+    is written whole or not at all; inside `deferred` it only makes `asked` True. With several
+    processes `jax.distributed` receives it, and `asked` turns True in the same place on all.
     """
 
     def __init__(self) -> None:
@@ -26,8 +26,8 @@ class Interruption:
         self._calls = 0
 
     def __enter__(self) -> Interruption:
-        # Python lets the main thread alone hear signals, and only between its own instructions: a
-        # thread that reads of them ends the run while that one is in a long call of JAX.
+        # Python runs handlers in the main thread only, between its own instructions: a thread that
+        # reads the wakeup pipe ends the run while the main thread is in a long call of JAX.
         self._hears = threading.current_thread() is threading.main_thread()
         if self._hears:
             heard, told = os.pipe()
@@ -47,7 +47,7 @@ class Interruption:
 
     @contextmanager
     def deferred(self) -> Iterator[Callable[[], bool]]:
-        """Gives `asked` to work that saves before it stops."""
+        """Yields `asked` to work that saves before it stops."""
         self._deferred = True
         try:
             yield self.asked
@@ -55,8 +55,8 @@ class Interruption:
             self._deferred = False
 
     def asked(self) -> bool:
-        """Whether to stop here; every process has to ask in the same places."""
-        from jax.experimental import multihost_utils  # SIGTERM may come before JAX is there
+        """Whether to stop here; every process must ask in the same places."""
+        from jax.experimental import multihost_utils  # SIGTERM may come before JAX is imported
 
         self._calls += 1
         self._told = self._told or multihost_utils.reached_preemption_sync_point(self._calls)
@@ -67,7 +67,7 @@ class Interruption:
 
     def _hear(self, heard: int) -> None:
         while numbers := os.read(heard, 16):
-            # What was told inside `deferred` may be read here when that has ended: `asked` knows.
+            # A signal during `deferred` may be read here after it has ended: `asked` handled it.
             if signal.SIGTERM in numbers and not (self._deferred or self._told_deferred):
                 os.write(2, f"{MESSAGE}\n".encode())
                 os._exit(INTERRUPTED)

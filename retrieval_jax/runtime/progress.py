@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on a terminal, a plain line now and then elsewhere."""
+"""Progress of long work: a bar on a terminal, an occasional line elsewhere."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _SECONDS_BETWEEN_LINES = 60
 
 
 def say(line: str) -> None:
-    """Prints a line at once, above any bar."""
+    """Prints a line immediately, above any bar."""
     tqdm.write(line)
     sys.stdout.flush()
 
@@ -21,7 +21,7 @@ class Progress:
 
     Args:
       label: what is counted.
-      total: where it ends.
+      total: the final count.
     """
 
     def __init__(self, label: str, total: int) -> None:
@@ -36,7 +36,7 @@ class Progress:
         self._bar.close()
 
     def update(self, count: int = 1, note: str = "") -> None:
-        """`count` more are done; the note stands beside the number."""
+        """Counts `count` more; the note is shown beside the number."""
         self.done += count
         self._bar.update(count)
         self._bar.set_postfix_str(note, refresh=False)

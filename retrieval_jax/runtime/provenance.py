@@ -49,7 +49,7 @@ def device() -> dict[str, str | int]:
 
 
 def peak_memory_mb() -> int:
-    """The most host memory that this process has held, in MB (1e6 bytes)."""
+    """Peak host memory of this process, in MB (1e6 bytes)."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return round(peak * (1 if sys.platform == "darwin" else 1024) / 1e6)
 

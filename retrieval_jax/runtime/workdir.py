@@ -1,4 +1,4 @@
-"""The working directory of a run, and the refusal to mix two runs in one."""
+"""The working directory of a run, and the check that it holds no other run."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _MISSING = "nothing"
 
 
 def open_workdir(path: epath.Path) -> epath.Path:
-    """Makes the directory where it isn't there, and tries that it can be read and written.
+    """Creates the directory if needed, and checks that it can be read and written.
 
     Raises:
-      UserError: it can't be made, read or written.
+      UserError: it can't be created, read or written.
     """
     try:
         make_directory(path)
@@ -28,12 +28,12 @@ def open_workdir(path: epath.Path) -> epath.Path:
             probe.write_text("yes")
             probe.read_text()
             probe.unlink()
-            for left_over in path.glob(".*.tmp"):  # of a start that was killed as it wrote
+            for left_over in path.glob(".*.tmp"):  # of a run that was killed while writing
                 left_over.unlink()
     except OSError as error:
         cure = "give another --workdir"
         if is_remote(path):
-            cure += ", or see that the bucket is there and this machine may read and write it"
+            cure += ", or check that the bucket exists and this machine may read and write it"
         raise UserError(
             f"the workdir {str(path)!r} can't be written ({reason(error)}); {cure}"
         ) from error
@@ -41,7 +41,7 @@ def open_workdir(path: epath.Path) -> epath.Path:
 
 
 def claim(workdir: epath.Path, name: str, content: dict) -> None:
-    """Writes `content` to `workdir/name`, or checks that it says the same already.
+    """Writes `content` to `workdir/name`, or checks that it already says the same.
 
     Raises:
       UserError: it holds something else; the sentence names the first differences.
@@ -65,7 +65,7 @@ def claim(workdir: epath.Path, name: str, content: dict) -> None:
 
 
 def differences(there: dict, here: dict) -> str:
-    """The first three differences of two trees that JSON can hold, in words; "" for none.
+    """The first three differences of two trees that JSON can hold, in words; "" if there are none.
 
     Example:
       >>> differences({"a": {"b": 1}, "c": 2}, {"a": {"b": 3}, "c": 2})

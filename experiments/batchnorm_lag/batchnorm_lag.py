@@ -6,7 +6,7 @@ fit images with the weights as they are (Wu and Johnson 2021, "Rethinking 'Batch
 section 3, arXiv:2105.07576), embeds and clusters again, and prints both rows. The run keeps its own
 scores.
 
-    python experiments/batchnorm_lag.py --config=FILE --workdir=DIR [--config.key=value …]
+    python experiments/batchnorm_lag/batchnorm_lag.py --config=FILE --workdir=DIR [--config.key=value …]
 
 The arguments are those of the run.
 """
