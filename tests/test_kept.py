@@ -8,6 +8,8 @@ import pytest
 
 from retrieval_jax.runtime.stage_cache import kept, read_results
 
+pytestmark = pytest.mark.fast
+
 
 def maker(values):
     calls = []
