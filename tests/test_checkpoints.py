@@ -65,10 +65,12 @@ def steps_in(directory):
     return sorted(int(path.name) for path in directory.iterdir())
 
 
+@pytest.mark.fast
 def test_without_one_there_is_none(tmp_path):
     assert Checkpoints(tmp_path / "none").restore(state_at(3)) is None
 
 
+@pytest.mark.fast
 def test_the_newest_two_and_the_best_are_kept(tmp_path):
     save(tmp_path / "runs", [-0.5, -0.2, None, -0.4, -np.inf, None])
     assert steps_in(tmp_path / "runs") == [2, 5, 6]
@@ -101,6 +103,7 @@ def change_the_record(checkpoint):
 
 # TensorStore's threads complain of the event loop that Orbax' failed read has closed.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.fast
 @pytest.mark.parametrize("damage", [truncate, flip_a_bit, lose_the_record, change_the_record])
 def test_a_damaged_one_is_set_aside_and_the_one_before_is_taken(tmp_path, capsys, damage):
     directory = tmp_path / "checkpoints"
@@ -129,6 +132,7 @@ def test_where_all_are_damaged_it_is_said_before_training_starts_anew(tmp_path):
     assert Checkpoints(tmp_path / "checkpoints").restore(state_at(0)) is None
 
 
+@pytest.mark.fast
 def test_those_of_another_tree_are_refused_and_left_alone(tmp_path):
     directory = tmp_path / "checkpoints"
     save(directory, [0.5])

@@ -40,6 +40,7 @@ def own_imports(path):
                 yield parts[1]
 
 
+@pytest.mark.fast
 def test_imports_point_one_way():
     level = {name: i for i, layer in enumerate(LAYERS) for name in layer}
     for path in PACKAGE.rglob("*.py"):
@@ -50,6 +51,7 @@ def test_imports_point_one_way():
             assert level[imported] <= level[module], f"{path} imports {imported}"
 
 
+@pytest.mark.fast
 def test_a_config_is_known_to_those_who_build_of_it_alone():
     for path in PACKAGE.rglob("*.py"):
         imports = ast.walk(ast.parse(path.read_text()))
@@ -60,6 +62,7 @@ def test_a_config_is_known_to_those_who_build_of_it_alone():
             assert path.relative_to(PACKAGE).as_posix() in ("config.py", "build.py", "main.py")
 
 
+@pytest.mark.fast
 def test_no_private_or_foreign_frameworks():
     for path in PACKAGE.rglob("*.py"):
         text = path.read_text()

@@ -7,6 +7,8 @@ import pytest
 
 from retrieval_jax.runtime.stage_cache import kept
 
+pytestmark = pytest.mark.fast
+
 
 def maker(values):
     calls = []
