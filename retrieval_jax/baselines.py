@@ -67,8 +67,9 @@ def colour_histogram(images: np.ndarray) -> np.ndarray:
         2012 (Hellinger's kernel).
 
     Example:
-      >>> colour_histogram(np.array([[[[0], [255], [250], [1]]]], np.uint8)).round(2).tolist()
-      [[0.71, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.71]]
+      >>> found = colour_histogram(np.array([[[[0], [255], [250], [1]]]], np.uint8))
+      >>> (found**2).round(2).tolist()
+      [[0.5, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.5]]
     """
     n, channels = len(images), min(images.shape[3], 3)
     bins = 8**channels
