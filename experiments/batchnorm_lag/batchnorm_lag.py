@@ -6,7 +6,7 @@ fit images with the weights as they are (Wu and Johnson 2021, "Rethinking 'Batch
 section 3, arXiv:2105.07576), embeds and clusters again, and prints both rows. The run keeps its own
 scores.
 
-    python experiments/batchnorm_lag/batchnorm_lag.py --config=FILE --workdir=DIR [--config.key=value …]
+    python experiments/batchnorm_lag/batchnorm_lag.py --config=FILE --workdir=DIR [overrides]
 
 The arguments are those of the run.
 """
@@ -18,6 +18,8 @@ import numpy as np
 from flax.traverse_util import unflatten_dict
 
 from retrieval_jax import build, embedder, pipeline
+from retrieval_jax.embedder import read_tensors
+from retrieval_jax.evaluation import score_clusters
 from retrieval_jax.main import parse
 from retrieval_jax.runtime import devices
 from retrieval_jax.training.step import as_float
@@ -30,7 +32,7 @@ def main(arguments: list[str]) -> None:
     config, workdir = parse(arguments)
     experiment = build.experiment(config)
     data, parts, recipe = pipeline.load(experiment)
-    variables = unflatten_dict(embedder.read_tensors(workdir), sep="/")
+    variables = unflatten_dict(read_tensors(workdir), sep="/")
 
     # With momentum 0 the "running" statistics after a batch are those of the batch.
     model = recipe.model
@@ -62,8 +64,18 @@ def main(arguments: list[str]) -> None:
             normalize=experiment.normalize,
             batch=experiment.embedding_batch_size,
         )
-        clusters = pipeline.cluster(experiment, pipeline.embed_all(embed, data, parts))
-        print(name, pipeline.clustering_scores(data, parts, clusters))
+        embeddings = pipeline.embed_all(embed, data, parts)
+        clusters = pipeline.cluster(experiment, embeddings)
+        for part, rows in (("gallery", parts.gallery), ("queries", parts.queries)):
+            found = score_clusters(
+                getattr(embeddings, part),
+                getattr(clusters, part),
+                data.labels[rows],
+                experiment.clustering.k,
+                experiment.seed,
+            )
+            print(f"{name}, {part}: NMI {found.nmi.value:.3f}, RI {found.ri.value:.3f}, ", end="")
+            print(f"ARI {found.ari.value:.3f}")
 
 
 if __name__ == "__main__":
