@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors.numpy
 from etils import epath
 from flax import linen as nn
 from flax.errors import FlaxError
@@ -21,12 +19,16 @@ from retrieval_jax.data.stream import batches
 from retrieval_jax.models import Network
 from retrieval_jax.models.encoders import ENCODERS
 from retrieval_jax.numerics.distances import unit
-from retrieval_jax.runtime import devices, hosts
+from retrieval_jax.runtime import devices
 from retrieval_jax.runtime.errors import UserError, printable, reason
-from retrieval_jax.runtime.files import as_path, read_bytes, replacing, write_json
-from retrieval_jax.runtime.progress import Progress, say
-
-_TENSORS, _DESCRIPTION = "model.safetensors", "model.json"
+from retrieval_jax.runtime.files import as_path
+from retrieval_jax.runtime.model_file import (
+    DESCRIPTION,
+    TENSORS,
+    read_description,
+    read_tensors,
+)
+from retrieval_jax.runtime.progress import Progress
 
 
 class Embedder:
@@ -95,14 +97,14 @@ class Embedder:
             embeddings = embed(images)
         """
         directory = as_path(str(workdir))
-        description = _read_description(directory)
+        description = read_description(directory)
         model, expected = _described_network(directory, description, encoder)
         there = read_tensors(directory)
         flat = flatten_dict(expected, sep="/")
         if not all(n in there and _holds(there[n], of) for n, of in flat.items()):
             raise UserError(
-                f"{printable(str(directory / _TENSORS))} does not hold the network that "
-                f"{_DESCRIPTION} describes; finish the run again"
+                f"{printable(str(directory / TENSORS))} does not hold the network that "
+                f"{DESCRIPTION} describes; finish the run again"
             )
         variables = unflatten_dict({name: there[name] for name in flat}, sep="/")
         normalize = bool(description["normalize"])
@@ -240,96 +242,6 @@ def applied(
 ) -> np.ndarray:
     """`function(variables, images)` of any number of images, on all devices, once."""
     return map_rows(on_rows(function), devices.on_every_device(variables), images, batch)
-
-
-def save(directory: epath.Path, variables: dict[str, Any], description: dict[str, Any]) -> None:
-    """Leaves a network as `model.safetensors` and `model.json`, for `Embedder.from_run`.
-
-    Args:
-      directory: a run's workdir.
-      variables: all collections of a `Network`, on the host.
-      description: "encoder" (its "name", "dtype" and keys), "normalize" and "image_shape".
-    """
-    tensors = {
-        name: np.asarray(value, order="C")
-        for name, value in flatten_dict(variables, sep="/").items()
-    }
-    with replacing(directory / _TENSORS) as file:
-        file.write(safetensors.numpy.save(tensors))
-    write_json(directory / _DESCRIPTION, {"format": 1, **description})
-
-
-def read_tensors(directory: epath.Path) -> dict[str, np.ndarray]:
-    """Collection/…/name → array, of what `save` left.
-
-    Raises:
-      UserError: it isn't there, or is damaged.
-    """
-    path = directory / _TENSORS
-    try:
-        return safetensors.numpy.load(read_bytes(path))
-    except FileNotFoundError:
-        raise UserError(
-            f"{printable(str(path))} is missing; name the workdir of a finished run"
-        ) from None
-    except (OSError, safetensors.SafetensorError, ValueError, KeyError) as error:
-        raise UserError(
-            f"{printable(str(path))} can't be read ({reason(error)}); finish the run again"
-        ) from error
-
-
-def started_from(run: str, params: Any) -> Any:
-    """Initial parameters, those of a finished run in place of all that have its name and shape.
-
-    Args:
-      run: a run's workdir; "" leaves the parameters as they are.
-      params: of a network, on the host.
-
-    Raises:
-      UserError: the run has none of them.
-    """
-    if not run:
-        return params
-    there = hosts.arrays_from_first(read_tensors(as_path(run)) if hosts.is_first() else None)
-    assert there is not None
-    flat = flatten_dict(params, sep="/")
-    taken = {
-        name: there[f"params/{name}"]
-        for name, value in flat.items()
-        if f"params/{name}" in there and there[f"params/{name}"].shape == value.shape
-    }
-    if not taken:
-        raise UserError(
-            f"training.init_from is {printable(run)!r}, whose network has no parameter of this "
-            "one's; give the workdir of a run with the same encoder"
-        )
-    say(f"  {len(taken)} of {len(flat)} parameters are those of {printable(run)}")
-    return unflatten_dict(flat | taken, sep="/")
-
-
-def _read_description(directory: epath.Path) -> dict[str, Any]:
-    path = directory / _DESCRIPTION
-    try:
-        found = json.loads(read_bytes(path))
-        shape, encoder = found["image_shape"], found["encoder"]
-        sound = (
-            found["format"] == 1
-            and len(shape) == 3
-            and all(type(side) is int and 0 < side < 2**16 for side in shape)
-            and isinstance(encoder["name"], str)
-            and isinstance(found["normalize"], bool)
-        )
-    except FileNotFoundError:
-        raise UserError(
-            f"{printable(str(path))} is missing; name the workdir of a finished run"
-        ) from None
-    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
-        raise UserError(
-            f"{printable(str(path))} can't be read ({reason(error)}); finish the run again"
-        ) from error
-    if not sound:
-        raise UserError(f"{printable(str(path))} describes no network; finish the run again")
-    return found
 
 
 def _described_network(

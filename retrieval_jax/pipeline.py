@@ -43,6 +43,7 @@ from retrieval_jax.runtime import hosts, provenance
 from retrieval_jax.runtime.errors import Interrupted, UserError
 from retrieval_jax.runtime.files import checksum, in_one_sentence, write_arrays, write_json
 from retrieval_jax.runtime.interruption import Interruption
+from retrieval_jax.runtime.model_file import save_model, started_from
 from retrieval_jax.runtime.progress import say
 from retrieval_jax.runtime.stage_cache import kept
 from retrieval_jax.runtime.workdir import claim, differences, open_workdir
@@ -276,7 +277,7 @@ def fit(
         validation_set,
         Checkpoints(workdir / "checkpoints", experiment.checkpoint_seconds),
         MetricLog(workdir),
-        start_from=partial(embedder.started_from, experiment.init_from),
+        start_from=partial(started_from, experiment.init_from),
         started=started,
         profile=Profile(workdir / "profile", experiment.profile_steps),
         asked_to_stop=asked_to_stop,
@@ -292,7 +293,7 @@ def fit(
             "normalize": experiment.normalize,
             "image_shape": list(data.images.shape[1:]),
         }
-        embedder.save(workdir, trained.state.judged(experiment.average), description)
+        save_model(workdir, trained.state.judged(experiment.average), description)
     return trained
 
 

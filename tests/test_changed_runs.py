@@ -7,8 +7,8 @@ import pytest
 from etils import epath
 from test_main import CONFIGS
 
-from retrieval_jax.embedder import read_tensors
 from retrieval_jax.main import main
+from retrieval_jax.runtime.model_file import read_tensors
 
 SHORT = ("training.epochs=2", "report.tsne_points=0", "model.decoder.widths=(8,8)")
 FILES = ("embeddings.npz", "clusters.npz", "neighbours.npz")

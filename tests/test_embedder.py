@@ -12,12 +12,12 @@ import safetensors.numpy
 from etils import epath
 from flax import linen as nn
 
-from retrieval_jax import embedder
 from retrieval_jax.data.images import LazyImages, view
-from retrieval_jax.embedder import Embedder, map_rows, on_rows, started_from
+from retrieval_jax.embedder import Embedder, map_rows, on_rows
 from retrieval_jax.models import Encoder, Network
 from retrieval_jax.runtime import devices
 from retrieval_jax.runtime.errors import UserError
+from retrieval_jax.runtime.model_file import save_model, started_from
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (23, 4, 4, 1), np.uint8)
 KEYS = {
@@ -42,7 +42,7 @@ def network():
 @pytest.fixture
 def run(network, tmp_path):
     """What a finished run leaves."""
-    embedder.save(epath.Path(tmp_path), network[1], DESCRIPTION)
+    save_model(epath.Path(tmp_path), network[1], DESCRIPTION)
     return tmp_path
 
 
@@ -122,7 +122,7 @@ def test_a_run_embeds_as_its_network(run, network):
     expected = Embedder.from_state(model, variables)(IMAGES)
     np.testing.assert_array_equal(Embedder.from_run(run)(IMAGES), expected)
     rounded = {**DESCRIPTION, "normalize": True, "encoder": {**KEYS, "dtype": "bfloat16"}}
-    embedder.save(epath.Path(run), variables, rounded)
+    save_model(epath.Path(run), variables, rounded)
     coarse = Network(Encoder((3,), 5, dtype=jnp.bfloat16))
     expected = Embedder.from_state(coarse, variables, normalize=True)(IMAGES)
     np.testing.assert_array_equal(Embedder.from_run(run)(IMAGES), expected)
@@ -146,7 +146,7 @@ def test_an_encoder_of_elsewhere_is_given_and_never_imported(tmp_path):
     model = Network(own_encoder(1, jnp.float32, 6))
     variables = jax.device_get(model.init(jax.random.key(0), jnp.zeros((1, 4, 4, 1))))
     keys = {"name": "os.system", "make": "os.system", "dtype": "float32", "width": 6}
-    embedder.save(epath.Path(tmp_path), variables, DESCRIPTION | {"encoder": keys})
+    save_model(epath.Path(tmp_path), variables, DESCRIPTION | {"encoder": keys})
     with pytest.raises(UserError, match=r"os.system.? of .* is not one of this package; give .*=…"):
         Embedder.from_run(tmp_path)
     found = Embedder.from_run(tmp_path, encoder=own_encoder)(IMAGES)

@@ -1,0 +1,115 @@
+"""The trained network as files that are data alone: `model.safetensors` and `model.json`."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+from etils import epath
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from retrieval_jax.runtime import hosts
+from retrieval_jax.runtime.errors import UserError, printable, reason
+from retrieval_jax.runtime.files import as_path, read_bytes, replacing, write_json
+from retrieval_jax.runtime.progress import say
+
+TENSORS, DESCRIPTION = "model.safetensors", "model.json"
+
+
+def save_model(
+    directory: epath.Path, variables: dict[str, Any], description: dict[str, Any]
+) -> None:
+    """Leaves a network as `model.safetensors` and `model.json`, for `Embedder.from_run`.
+
+    Args:
+      directory: a run's workdir.
+      variables: all collections of a `Network`, on the host.
+      description: "encoder" (its "name", "dtype" and keys), "normalize" and "image_shape".
+    """
+    tensors = {
+        name: np.asarray(value, order="C")
+        for name, value in flatten_dict(variables, sep="/").items()
+    }
+    with replacing(directory / TENSORS) as file:
+        file.write(safetensors.numpy.save(tensors))
+    write_json(directory / DESCRIPTION, {"format": 1, **description})
+
+
+def read_tensors(directory: epath.Path) -> dict[str, np.ndarray]:
+    """Collection/…/name → array, of what `save` left.
+
+    Raises:
+      UserError: it isn't there, or is damaged.
+    """
+    path = directory / TENSORS
+    try:
+        return safetensors.numpy.load(read_bytes(path))
+    except FileNotFoundError:
+        raise UserError(
+            f"{printable(str(path))} is missing; name the workdir of a finished run"
+        ) from None
+    except (OSError, safetensors.SafetensorError, ValueError, KeyError) as error:
+        raise UserError(
+            f"{printable(str(path))} can't be read ({reason(error)}); finish the run again"
+        ) from error
+
+
+def started_from(run: str, params: Any) -> Any:
+    """Initial parameters, those of a finished run in place of all that have its name and shape.
+
+    Args:
+      run: a run's workdir; "" leaves the parameters as they are.
+      params: of a network, on the host.
+
+    Raises:
+      UserError: the run has none of them.
+    """
+    if not run:
+        return params
+    there = hosts.arrays_from_first(read_tensors(as_path(run)) if hosts.is_first() else None)
+    assert there is not None
+    flat = flatten_dict(params, sep="/")
+    taken = {
+        name: there[f"params/{name}"]
+        for name, value in flat.items()
+        if f"params/{name}" in there and there[f"params/{name}"].shape == value.shape
+    }
+    if not taken:
+        raise UserError(
+            f"training.init_from is {printable(run)!r}, whose network has no parameter of this "
+            "one's; give the workdir of a run with the same encoder"
+        )
+    say(f"  {len(taken)} of {len(flat)} parameters are those of {printable(run)}")
+    return unflatten_dict(flat | taken, sep="/")
+
+
+def read_description(directory: epath.Path) -> dict[str, Any]:
+    """What `save_model` was told of the network; its encoder's keys are not checked.
+
+    Raises:
+      UserError: it isn't there, or is damaged.
+    """
+    path = directory / DESCRIPTION
+    try:
+        found = json.loads(read_bytes(path))
+        shape, encoder = found["image_shape"], found["encoder"]
+        sound = (
+            found["format"] == 1
+            and len(shape) == 3
+            and all(type(side) is int and 0 < side < 2**16 for side in shape)
+            and isinstance(encoder["name"], str)
+            and isinstance(found["normalize"], bool)
+        )
+    except FileNotFoundError:
+        raise UserError(
+            f"{printable(str(path))} is missing; name the workdir of a finished run"
+        ) from None
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+        raise UserError(
+            f"{printable(str(path))} can't be read ({reason(error)}); finish the run again"
+        ) from error
+    if not sound:
+        raise UserError(f"{printable(str(path))} describes no network; finish the run again")
+    return found
