@@ -174,7 +174,7 @@ def embedding(
 def on_rows(function: Callable[[Any, jax.Array], jax.Array]) -> Callable:
     """Maps (parameters, [b, …]) → [b, …], each row on its own, for `map_rows`; compiled once.
 
-    Every process gets the results of all
+    Every process gets the results of all devices.
     """
     several = jax.process_count() > 1
 
@@ -191,7 +191,7 @@ def map_rows(
     rows: np.ndarray | LazyImages,
     batch: int,
 ) -> np.ndarray:
-    """Applies `function(parameters, batch of rows)` to any number of rows, on all
+    """Applies `function(parameters, batch of rows)` to any number of rows, on all devices.
 
     The last batch is padded to the static shape and only real rows are returned. Rows are read two
     batches ahead and two batches are in flight, so memory doesn't grow with the rows. Each process
@@ -201,7 +201,7 @@ def map_rows(
       function: of `on_rows`.
       parameters: on every device.
       rows: [n, …] on the host, n ≥ 0, or images that are read when they are needed.
-      batch: rows of one call over all devices; rounded up to a multiple of the
+      batch: rows of one call over all devices; rounded up to a multiple of the devices.
 
     Returns:
       [n, …] on the host.
