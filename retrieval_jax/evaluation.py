@@ -306,7 +306,7 @@ def score_whole_ranking(
     n = len(gallery_labels)
     whole = whole_rankings(queries, query_labels, gallery, gallery_labels)
     most = np.maximum(whole.positives, 1)
-    votes = metrics.knn_accuracy(found.indices[:, :VOTERS], query_labels, gallery_labels)
+    elected = _elected(np.asarray(found.indices)[:, :VOTERS], gallery_labels)
     commonest = np.bincount(gallery_labels).argmax()
     return scores._replace(
         map_at_r=Score(
@@ -317,8 +317,20 @@ def score_whole_ranking(
             float(whole.average_precision.mean()),
             _expected_precision(whole.positives, n, np.full_like(most, n), most),
         ),
-        knn_accuracy=Score(float(votes), float((query_labels == commonest).mean())),
+        knn_accuracy=Score(
+            float((elected == query_labels).mean()), float((query_labels == commonest).mean())
+        ),
     )
+
+
+def _elected(indices: np.ndarray, gallery_labels: np.ndarray) -> np.ndarray:
+    """The class int [q] that most of the neighbours int [q, m] have, of equals the nearest one's.
+
+    As in `retrieval_jax.metrics.knn_accuracy`, which takes a second to compile.
+    """
+    voters = np.where(indices >= 0, gallery_labels[indices], -1)
+    votes = (voters[:, :, None] == voters[:, None, :]).sum(2) * (voters >= 0)
+    return voters[np.arange(len(voters)), votes.argmax(1)]
 
 
 class WholeRankings(NamedTuple):

@@ -172,6 +172,16 @@ def test_equal_distances_count_with_their_mean_rank():
     assert found.average_precision[0] == pytest.approx(expected, rel=5e-3)
 
 
+def test_the_vote_is_that_of_the_device():
+    rng = np.random.default_rng(0)
+    indices = rng.integers(-1, 30, (200, 7))
+    indices[0] = -1
+    gallery_labels, query_labels = rng.integers(0, 4, 30), rng.integers(0, 4, 200)
+    accuracy = (evaluation._elected(indices, gallery_labels) == query_labels).mean()
+    device = metrics.knn_accuracy(indices, query_labels, gallery_labels)
+    assert accuracy == pytest.approx(float(device))
+
+
 @pytest.mark.fast
 def test_a_colour_histogram_counts_colours():
     rng = np.random.default_rng(0)
