@@ -251,7 +251,7 @@ def test_a_right_that_is_lost_during_a_run_ends_it_with_a_sentence(store):
             if "first step after" in line:
                 store.refuses = 403
         assert process.wait(timeout=120) == 2, "".join(said)
-    assert said[-1].startswith("error: ") and "run the same command again" in said[-1]
+    assert said[-1].startswith("error: ") and "the same command" in said[-1]
     store.refuses = 0
     code, said = run()
     assert code == 0, said

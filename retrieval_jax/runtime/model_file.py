@@ -21,7 +21,7 @@ TENSORS, DESCRIPTION = "model.safetensors", "model.json"
 def save_model(
     directory: epath.Path, variables: dict[str, Any], description: dict[str, Any]
 ) -> None:
-    """Leaves a network as `model.safetensors` and `model.json`, for `Embedder.from_run`.
+    """Writes a network as `model.safetensors` and `model.json`, for `Embedder.from_run`.
 
     Args:
       directory: a run's workdir.
@@ -38,7 +38,7 @@ def save_model(
 
 
 def read_tensors(directory: epath.Path) -> dict[str, np.ndarray]:
-    """Collection/…/name → array, of what `save` left.
+    """Collection/…/name → array, as `save_model` wrote them.
 
     Raises:
       UserError: it isn't there, or is damaged.
@@ -57,14 +57,14 @@ def read_tensors(directory: epath.Path) -> dict[str, np.ndarray]:
 
 
 def started_from(run: str, params: Any) -> Any:
-    """Initial parameters, those of a finished run in place of all that have its name and shape.
+    """Initial parameters, replaced by a finished run's wherever name and shape agree.
 
     Args:
       run: a run's workdir; "" leaves the parameters as they are.
       params: of a network, on the host.
 
     Raises:
-      UserError: the run has none of them.
+      UserError: the run has none of these parameters.
     """
     if not run:
         return params
@@ -86,7 +86,7 @@ def started_from(run: str, params: Any) -> Any:
 
 
 def read_description(directory: epath.Path) -> dict[str, Any]:
-    """What `save_model` was told of the network; its encoder's keys are not checked.
+    """The description that `save_model` wrote; its encoder's keys are not checked.
 
     Raises:
       UserError: it isn't there, or is damaged.

@@ -1,4 +1,4 @@
-"""What the stages of a run leave for the next start."""
+"""Arrays of a run's stages, kept for the next start."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from retrieval_jax.runtime.progress import say
 def kept(
     path: epath.Path, made_from: int, make: Callable[[], dict[str, np.ndarray]]
 ) -> tuple[dict[str, np.ndarray], float]:
-    """The arrays that a stage makes, taken from `path` where an earlier start has left them whole.
+    """The arrays of a stage, read from `path` if an earlier start left them there whole.
 
-    A file that is damaged, or made from something else, is made again. With several processes the
-    first alone reads and writes, and all of them get what it read, or all make it.
+    A file that is damaged, or was made from something else, is made again. Only process 0 reads and
+    writes; all processes get what it read, or all make it.
 
     Args:
       path: an .npz.
-      made_from: `checksum` of all that the arrays follow from.
+      made_from: `checksum` of everything that the arrays depend on.
       make: the stage; called by all processes or by none.
 
     Returns:
-      The arrays, and the seconds that it took to make them.
+      The arrays, and the seconds it took to make them.
     """
     read = _read(path, made_from) if hosts.is_first() else None
     arrays = hosts.arrays_from_first(read)
