@@ -5,9 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from etils import epath
 
+from retrieval_jax import build, pipeline
+from retrieval_jax.config import default, reference
+from retrieval_jax.data.npz import from_npz
 from retrieval_jax.embedder import Embedder
-from retrieval_jax.main import main
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(
@@ -15,7 +18,6 @@ PAGES = sorted(
     for page in ROOT.rglob("*.md")
     if not any(part.startswith(".") or part == "runs" for part in page.relative_to(ROOT).parts)
 )
-SHORT = ("training.epochs=1", "training.batch_size=128", "report.tsne_points=0")
 
 
 def blocks(page):
@@ -24,14 +26,17 @@ def blocks(page):
 
 
 def run_block(code):
-    """Executes a block; one that defines a config is given to the command. Returns its names."""
+    """Executes a block; one that defines a config is trained. Returns its names."""
     names: dict = {"__name__": "block"}
     exec(code, names)
     if "get_config" in names:
-        name = names["get_config"]().name
-        Path("own.py").write_text(code)
-        settings = [f"--config.{setting}" for setting in SHORT]
-        assert main(["run", "--config=own.py", f"--workdir={name}", *settings]) == 0
+        c = names["get_config"]()
+        c.training.epochs, c.training.batch_size = 1, 128
+        experiment = build.experiment(c)
+        data, parts, recipe = pipeline.load(experiment)
+        (workdir := epath.Path(c.name)).mkdir()
+        trained = pipeline.fit(experiment, workdir, data, parts, recipe, started=0.0)
+        assert all(np.isfinite(loss) for loss in trained.history[0]["fit"].values())
     return names
 
 
@@ -56,20 +61,20 @@ def test_every_block_of_python_runs(page, tmp_path, monkeypatch, capsys):
         assert Path("runs/stripes/report.html").is_file()
 
 
+@pytest.mark.fast
 def test_the_pages_have_examples():
     assert len(blocks("README.md")) == 1 and len(blocks("docs/extend.md")) == 5
 
 
-def test_the_config_beside_an_npz_reads_it(tmp_path, monkeypatch):
+def test_the_npz_of_the_example_is_read(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (code,) = blocks("docs/own-images.md")
     run_block(code)
-    from retrieval_jax.data.npz import from_npz
-
     data = from_npz("mine.npz")
     assert data.images.shape == (300, 16, 16, 3) and data.class_names == ("red", "green", "blue")
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize("page", PAGES)
 def test_every_file_that_is_named_is_there(page):
     text = (ROOT / page).read_text()
@@ -79,9 +84,8 @@ def test_every_file_that_is_named_is_there(page):
         assert (ROOT / target).exists(), f"{page} names {target}"
 
 
+@pytest.mark.fast
 def test_the_keys_that_the_pages_set_are_declared():
-    from retrieval_jax.config import default, reference
-
     known = {key for key, _, _ in reference(default())}
     for page in PAGES:
         if page == "CHANGELOG.md":  # which names those of before
@@ -90,11 +94,13 @@ def test_the_keys_that_the_pages_set_are_declared():
             assert key in known | {"key"}, f"{page} sets {key}"
 
 
+@pytest.mark.fast
 def test_the_readme_is_short():
     text = re.sub(r"```python.*?```", "", (ROOT / "README.md").read_text(), flags=re.DOTALL)
     assert len(text.split()) < 560
 
 
+@pytest.mark.fast
 def test_headings_that_links_name_are_there():
     for page in PAGES:
         for target, heading in re.findall(r"\]\(([^)#:\s]*)#([^)]+)\)", (ROOT / page).read_text()):
