@@ -21,5 +21,6 @@ def get_config(system: str = "vanilla") -> ConfigDict:
     c.objective.classification.weight = 1.0 if system == "hint" else 0.0
     # 45 steps per epoch: more epochs, and running statistics that follow sooner.
     c.training.epochs = 20
+    c.report.tsne_points = 1000  # t-SNE takes longer than the stages before it
     c.model.encoder.convolutional.momentum = c.model.decoder.momentum = 0.9
     return c

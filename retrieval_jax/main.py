@@ -5,7 +5,7 @@
     retrieval-jax compare DIR DIR … [--output DIR]
 
 run      does an experiment and leaves everything in DIR, a directory or gs://BUCKET/DIRECTORY. The
-         same command goes on after an interruption; SIGTERM saves and ends with exit code 75.
+         same command resumes it after an interruption; SIGTERM saves and exits with code 75.
          CONFIG is a Python file with `get_config()`, or the name of one that comes along, such as
          quickstart:hint. `retrieval-jax run --help` lists every key.
 report   makes the figures and the page of a finished run again.
@@ -169,7 +169,7 @@ def _run(arguments: list[str]) -> int:
         print(MESSAGE, file=sys.stderr)
         return INTERRUPTED
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from its last save", file=sys.stderr)
+        print("interrupted; the same command resumes from the last save", file=sys.stderr)
         return 130
     return 0
 

@@ -113,9 +113,9 @@ def run(
 ) -> Results:
     """Does everything that the experiment says and leaves it in the workdir.
 
-    The same call on a workdir that an interrupted run left goes on where that one was: inside an
-    epoch from its last save, after it with the stage that was not done; on any number of devices
-    and hosts. It ends with the same numbers. Of a finished run, the stages are done again that
+    The same call on the workdir of an interrupted run resumes it: inside an epoch from the last
+    save, after that with the first stage that was not done; on any number of devices and hosts. It
+    ends with the same numbers. Of a finished run, the stages are done again that
     depend on what has changed since: other neighbours, another k, more epochs.
 
     Args:

@@ -80,7 +80,7 @@ def choose_examples(
       images: uint8 [n, h, w, c].
       labels: int [n], or None.
       gallery: int [g], rows of the images.
-      queries: int [q], likewise.
+      queries: int [q], rows of the images.
       neighbours: int [q, k], positions in the gallery; -1 for none.
       count: queries to show, the first ones.
       reconstructions: float32 [count, h, w, c] of these, or None.

@@ -230,7 +230,7 @@ def streamed(
 
     Images are read two batches ahead, and the next batch is on its way to the devices while one is
     in use; so neither host nor devices hold more than a few, whatever the size of the set. The
-    position is an argument: `start` goes on at the exact example, and nothing needs saving.
+    position is an argument: `start` resumes at the exact example, and nothing needs saving.
 
     Args:
       data: the whole set.

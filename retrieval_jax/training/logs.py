@@ -1,4 +1,4 @@
-"""The record of training: `metrics.jsonl`, one line an epoch, and TensorBoard event files."""
+"""The record of training: `metrics.jsonl`, a line per epoch, and TensorBoard event files."""
 
 from __future__ import annotations
 
@@ -72,4 +72,4 @@ def _scalars(row: dict) -> Iterator[tuple[str, float]]:
     for part in ("fit", "validation"):
         for name, value in row[part].items():
             yield f"{part}/{name}", value
-    yield "seconds an epoch", row["seconds"]
+    yield "seconds per epoch", row["seconds"]
