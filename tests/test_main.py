@@ -296,7 +296,7 @@ def test_a_folder_of_own_images_with_a_broken_one_and_an_odd_name(tmp_path):
         (("clustering.k=1708",), "clustering.k is 1708 but the gallery has 1707"),
         (
             ("model.encoder.convolutional.widths=(4,4,4,4)", "model.decoder.widths=(4,4,4,4)"),
-            "divide by 16",
+            "divisible by 16",
         ),
         (("data.source=folder", "data.directory=nowhere"), "nowhere"),
         (("data.source=tfds", "data.directory=nowhere"), "nowhere"),

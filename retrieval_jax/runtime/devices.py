@@ -123,9 +123,16 @@ def quick_jit(function: Callable) -> Callable:
     Initial parameters are the same bits; LLVM's optimisation of their random draws takes seconds.
     """
     cpu = jax.default_backend() == "cpu"
-    return jax.jit(
-        function, compiler_options={"xla_backend_optimization_level": 0} if cpu else None
-    )
+    options = {"xla_backend_optimization_level": 0} if cpu else None
+    compiled = jax.jit(function, compiler_options=options)
+
+    @wraps(function)
+    def call(*arguments: Any) -> Any:
+        # JAX takes compiler options of the outermost jit alone.
+        traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(arguments))
+        return function(*arguments) if traced else compiled(*arguments)
+
+    return call
 
 
 def round_up(batch: int) -> int:
