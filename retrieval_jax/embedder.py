@@ -155,13 +155,18 @@ class Embedder:
         return cls(all_of)
 
 
+def as_float(images: jax.Array) -> jax.Array:
+    """uint8 0 … 255 → float32 0 … 1."""
+    return images.astype(jnp.float32) / 255
+
+
 def embedding(
     model: nn.Module, *, normalize: bool = False
 ) -> Callable[[dict[str, Any], jax.Array], jax.Array]:
     """(variables, images uint8 [b, h, w, c]) → float32 [b, d] on one device, for `on_rows`."""
 
     def embed(variables: dict[str, Any], images: jax.Array) -> jax.Array:
-        scaled = images.astype(jnp.float32) / 255
+        scaled = as_float(images)
         if hasattr(model, "embed"):
             found: Any = model.apply(variables, scaled, method="embed")
         else:

@@ -310,7 +310,7 @@ def reconstruct_examples(
         return None
 
     def reconstruct(variables: Any, images: jax.Array) -> jax.Array:
-        scaled = images.astype(jnp.float32) / 255
+        scaled = embedder.as_float(images)
         return recipe.model.apply(variables, scaled, method="reconstruct")  # type: ignore[return-value]
 
     images = data.images[parts.queries[: experiment.examples]]

@@ -41,6 +41,7 @@ from jax.sharding import PartitionSpec as P  # noqa: E402
 
 from configs import cifar10_hint, cifar10_vanilla  # noqa: E402
 from retrieval_jax import build  # noqa: E402
+from retrieval_jax.embedder import as_float  # noqa: E402
 from retrieval_jax.kmeans import kmeans  # noqa: E402
 from retrieval_jax.kmeans._passes import dense_statistics, move  # noqa: E402
 from retrieval_jax.kmeans._points import Points  # noqa: E402
@@ -49,7 +50,7 @@ from retrieval_jax.objectives import Batch  # noqa: E402
 from retrieval_jax.ranking import nearest  # noqa: E402
 from retrieval_jax.runtime import devices  # noqa: E402
 from retrieval_jax.training.epoch import Recipe  # noqa: E402
-from retrieval_jax.training.step import TrainState, as_float, create_state, train_step  # noqa: E402
+from retrieval_jax.training.step import TrainState, create_state, train_step  # noqa: E402
 from tools.tpu_plan import CHIPS, RESULTS, compiled_table  # noqa: E402
 
 TOPOLOGIES = ("v5e:2x2", "v5e:4x4", "v5e:16x16", "v5p:4x4x4")

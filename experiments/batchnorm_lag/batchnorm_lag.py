@@ -18,11 +18,11 @@ import numpy as np
 from flax.traverse_util import unflatten_dict
 
 from retrieval_jax import build, embedder, pipeline
+from retrieval_jax.embedder import as_float
 from retrieval_jax.evaluation import score_clusters
 from retrieval_jax.main import parse
 from retrieval_jax.runtime import devices
 from retrieval_jax.runtime.model_file import read_tensors
-from retrieval_jax.training.step import as_float
 
 BATCH = 500
 

@@ -13,11 +13,12 @@ from flax import linen as nn
 from jax import lax
 
 from retrieval_jax.data.stream import batches
+from retrieval_jax.embedder import as_float
 from retrieval_jax.numerics.keys import key_for
 from retrieval_jax.objectives import TOTAL, Batch, Objective
 from retrieval_jax.runtime import devices
 from retrieval_jax.training.monitor import Monitor
-from retrieval_jax.training.step import TrainState, as_float, train_step, validation_step
+from retrieval_jax.training.step import TrainState, train_step, validation_step
 from retrieval_jax.training.views import View, views_of
 
 

@@ -237,8 +237,3 @@ def validation_step(
         right = known & (outputs.logits[0].argmax(-1) == batch.labels)
         sums["accuracy"] = right.sum(dtype=jnp.float32), known.sum(dtype=jnp.float32)
     return lax.psum(sums, axis_name)
-
-
-def as_float(images: jax.Array) -> jax.Array:
-    """uint8 0 … 255 → float32 0 … 1."""
-    return images.astype(jnp.float32) / 255
