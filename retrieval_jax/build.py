@@ -20,9 +20,9 @@ from retrieval_jax.data.folder import from_folder
 from retrieval_jax.data.images import ImageSet, digits
 from retrieval_jax.data.npz import from_npz
 from retrieval_jax.data.tfds import from_tfds
+from retrieval_jax.experiment import Clustering, Experiment
 from retrieval_jax.models import Head, Network
 from retrieval_jax.objectives import Objective
-from retrieval_jax.pipeline import Clustering, Experiment
 from retrieval_jax.runtime import devices
 from retrieval_jax.runtime.errors import UserError
 from retrieval_jax.runtime.files import is_remote

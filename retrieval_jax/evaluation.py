@@ -19,6 +19,7 @@ from jax.typing import ArrayLike
 
 from retrieval_jax import metrics, sharded
 from retrieval_jax.kmeans import predict
+from retrieval_jax.metrics.chance import expected_precision, expected_rand_index, random_table
 from retrieval_jax.ranking import Neighbours, share_kept
 from retrieval_jax.report.results import (
     Clustering,
@@ -240,7 +241,7 @@ def score_clusters(
         return ClusterScores(silhouette=silhouette)
     table = metrics.contingency_table(labels, clusters)
     rng = np.random.default_rng(seed)
-    random = [_random_table(rng, table) for _ in range(_RANDOM_TABLES)]
+    random = [random_table(rng, table) for _ in range(_RANDOM_TABLES)]
 
     def by_tables(measure: Callable[[np.ndarray], float]) -> Score:
         return Score(measure(table), float(np.mean([measure(other) for other in random])))
@@ -248,7 +249,7 @@ def score_clusters(
     counts = np.pad(table, ((0, 0), (0, k - table.shape[1])))
     return ClusterScores(
         nmi=by_tables(metrics.normalized_mutual_information),
-        ri=Score(metrics.rand_index(table), _expected_rand_index(table)),
+        ri=Score(metrics.rand_index(table), expected_rand_index(table)),
         ari=Score(metrics.adjusted_rand_index(table), 0.0),
         ami=Score(metrics.adjusted_mutual_information(table), 0.0),
         accuracy=by_tables(metrics.clustering_accuracy),
@@ -284,7 +285,7 @@ def score_retrieval(
         )
         average[str(cut)] = Score(
             float(metrics.mean_average_precision_at_k(relevant, positives, cut)),
-            _expected_precision(counts, n, depth, np.clip(counts, 1, cut)),
+            expected_precision(counts, n, depth, np.clip(counts, 1, cut)),
         )
     return RetrievalScores(precision, recall, average)
 
@@ -311,11 +312,11 @@ def score_whole_ranking(
     return scores._replace(
         map_at_r=Score(
             float(whole.average_precision_at_r.mean()),
-            _expected_precision(whole.positives, n, whole.positives, most),
+            expected_precision(whole.positives, n, whole.positives, most),
         ),
         map=Score(
             float(whole.average_precision.mean()),
-            _expected_precision(whole.positives, n, np.full_like(most, n), most),
+            expected_precision(whole.positives, n, np.full_like(most, n), most),
         ),
         knn_accuracy=Score(
             float((elected == query_labels).mean()), float((query_labels == commonest).mean())
@@ -416,43 +417,3 @@ def _sampled_silhouette(points: np.ndarray, clusters: np.ndarray, seed: int) -> 
     if not 2 <= len(np.unique(clusters[sample])) < len(sample):
         return None
     return Score(float(silhouette_score(points[sample].astype(np.float64), clusters[sample])))
-
-
-def _random_table(rng: np.random.Generator, table: np.ndarray) -> np.ndarray:
-    """A table of the same sums, as shuffled labels would give: int64 [classes, clusters]."""
-    left, rows = table.sum(0), []
-    for size in table.sum(1):
-        rows.append(rng.multivariate_hypergeometric(left, size, method="marginals"))
-        left = left - rows[-1]
-    return np.stack(rows)
-
-
-def _expected_rand_index(table: np.ndarray) -> float:
-    """RI in the mean over all clusterings of the same sizes (Hubert and Arabie, 1985, eq. 4)."""
-    n = int(table.sum())
-    if n < 2:
-        return 1.0
-    by_class, by_cluster = (
-        sum(size * (size - 1) for size in table.sum(axis).tolist()) / (n * (n - 1))
-        for axis in (1, 0)
-    )
-    return by_class * by_cluster + (1 - by_class) * (1 - by_cluster)
-
-
-def _expected_precision(
-    positives: np.ndarray, n: int, depth: np.ndarray, divisor: np.ndarray
-) -> float:
-    """The mean over queries of Σ_{i ≤ depth} E[P@i · rel_i] / divisor in random rankings.
-
-    With R positives among n rows, the i-th is right with probability R / n, and given that, each
-    row before it with (R - 1) / (n - 1): E[P@i · rel_i] = R / n · (1 + (i - 1)(R - 1)/(n - 1)) / i.
-
-    Args:
-      positives: int [q], R.
-      n: rows of the gallery.
-      depth: int [q], 0..n, how far a ranking counts.
-      divisor: int [q], ≥ 1.
-    """
-    harmonic = np.concatenate([[0.0], np.cumsum(1 / np.arange(1, n + 1))])[depth]
-    before = (positives - 1) / max(n - 1, 1)
-    return float((positives / n * (harmonic + (depth - harmonic) * before) / divisor).mean())

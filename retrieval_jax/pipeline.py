@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shlex
 import time
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -21,6 +20,7 @@ from tqdm import tqdm
 from retrieval_jax import baselines, embedder, evaluation
 from retrieval_jax.data.images import ImageSet, LazyImages, names_of, view
 from retrieval_jax.data.split import Split, split
+from retrieval_jax.experiment import Experiment, claim_config, claim_data, same, same_baselines
 from retrieval_jax.numerics.keys import key_for
 from retrieval_jax.ranking import Neighbours
 from retrieval_jax.report import page
@@ -35,8 +35,6 @@ from retrieval_jax.report.results import (
     describe_data,
     finished,
     left_out,
-    plain,
-    typed,
     write,
 )
 from retrieval_jax.runtime import hosts, provenance
@@ -45,8 +43,8 @@ from retrieval_jax.runtime.files import checksum, in_one_sentence, write_arrays,
 from retrieval_jax.runtime.interruption import Interruption
 from retrieval_jax.runtime.model_file import save_model, started_from
 from retrieval_jax.runtime.progress import say
+from retrieval_jax.runtime.records import plain, typed
 from retrieval_jax.runtime.stage_cache import kept
-from retrieval_jax.runtime.workdir import claim, differences, open_workdir
 from retrieval_jax.training.checkpoints import Checkpoints
 from retrieval_jax.training.epoch import DataSet, Recipe
 from retrieval_jax.training.logs import MetricLog
@@ -54,46 +52,6 @@ from retrieval_jax.training.loop import Profile, Trained, train
 from retrieval_jax.training.step import create_state
 
 STAGES = ("data", "train", "embed", "cluster", "rank", "score", "map", "baselines", "report")
-
-# What a finished run may change, whose stages are then done again; the rest decides the training.
-_LATER = ("name", "embedding", "clustering", "retrieval", "report")
-# What makes no difference to a result.
-_NEVER = ("compilation_cache", "distributed")
-_OF_TRAINING = ("epochs", "checkpoint_seconds", "profile_steps")
-
-
-class Clustering(NamedTuple):
-    """How k-means groups the gallery."""
-
-    k: int
-    restarts: int
-    max_iterations: int
-    tolerance: float
-
-
-class Experiment(NamedTuple):
-    """A configuration as plain objects, see `retrieval_jax.build`."""
-
-    name: str
-    seed: int
-    record: dict[str, Any]  # the configuration as JSON holds it
-    load_images: Callable[[], ImageSet]
-    queries: int
-    validation_fraction: float
-    streaming: bool
-    recipe: Callable[[tuple[int, int, int], int, int], Recipe]  # of (image shape, classes, fit)
-    encoder: dict[str, Any]  # its name and keys, to build it again
-    init_from: str  # workdir whose parameters to start from, or ""
-    extends: bool  # whether more epochs go on where fewer ended: no rate depends on their number
-    checkpoint_seconds: float
-    profile_steps: int
-    average: bool
-    normalize: bool
-    embedding_batch_size: int
-    clustering: Clustering
-    neighbours: int
-    examples: int
-    tsne_points: int
 
 
 class Embeddings(NamedTuple):
@@ -134,17 +92,17 @@ def run(
     """
     started = time.perf_counter() if started is None else started
     interruption = interruption or Interruption()
-    _claim_config(workdir, experiment)
+    claim_config(workdir, experiment)
     seconds: dict[str, float] = {}
     with tqdm(total=len(STAGES), disable=None, leave=False) as bar:
         stage = partial(_stage, workdir, bar, seconds, interruption)
         with stage("data"):
             data, parts, recipe = load(experiment)
-            _claim_data(workdir, data)
+            claim_data(workdir, data)
             say(f"  {data.description}")
         before = hosts.from_first(plain(finished(workdir)) if hosts.is_first() else None)
         previous = None if before is None else typed(Results, before)
-        if previous and _same(previous.provenance.config, experiment.record):
+        if previous and same(previous.provenance.config, experiment.record):
             say("this run is complete")
             return previous
         with stage("train"), interruption.deferred() as asked_to_stop:
@@ -188,7 +146,7 @@ def run(
                     lambda: lay_out(embeddings.gallery, points, experiment.seed)._asdict(),
                 )
         with stage("baselines"):
-            if previous and previous.baselines and _same_baselines(previous, experiment):
+            if previous and previous.baselines and same_baselines(previous, experiment):
                 scored = previous.baselines
             else:
                 width = embeddings.gallery.shape[1]
@@ -472,73 +430,3 @@ def _stage(
     seconds.setdefault(name, elapsed)  # a stage that an earlier start did has set its own
     say(f"{name} done in {elapsed:.1f} s")
     bar.update()
-
-
-def _same(there: dict[str, Any], here: dict[str, Any]) -> bool:
-    """Whether two configurations have the same results."""
-    there, here = (
-        {key: value for key, value in of.items() if key not in _NEVER} for of in (there, here)
-    )
-    return json.loads(json.dumps(here)) == there
-
-
-def _same_baselines(previous: Results, experiment: Experiment) -> bool:
-    """Whether what nobody trained was judged in the same way before, on the same images."""
-    there, here = previous.provenance.config, json.loads(json.dumps(experiment.record))
-    return all(there.get(key) == here[key] for key in ("embedding", "clustering", "retrieval"))
-
-
-def _decisive(record: dict[str, Any]) -> dict[str, Any]:
-    """What of a configuration decides the training: a workdir has one such."""
-    kept_keys = {k: v for k, v in record.items() if k not in (*_LATER, *_NEVER)}
-    data, training = dict(record["data"]), dict(record["training"])
-    for key in ("directory", "file"):  # the images are claimed by their checksum
-        data.pop(key)
-    for key in _OF_TRAINING:
-        training.pop(key)
-    return kept_keys | {"data": data, "training": training}
-
-
-def _claim_config(workdir: epath.Path, experiment: Experiment) -> None:
-    """Raises if the training differs from the workdir's, or from process 0's."""
-    decisive = _decisive(experiment.record)
-    if not experiment.extends:  # the rate at every step depends on the number of epochs
-        decisive["training"]["epochs"] = experiment.record["training"]["epochs"]
-    if hosts.is_first():
-        open_workdir(workdir)
-        with in_one_sentence(workdir):
-            claim(workdir, "config.json", decisive)
-    own = json.loads(
-        json.dumps(
-            _decisive(experiment.record) | {"later": [experiment.record[key] for key in _LATER]}
-        )
-    )
-    theirs = hosts.from_first(own)
-    if found := differences(theirs, own):
-        raise UserError(
-            f"this process has another config than process 0: {found}; start all by one command"
-        )
-
-
-def _claim_data(workdir: epath.Path, data: ImageSet) -> None:
-    """Raises if the images differ from those that the run began with, on any host."""
-    fingerprint = _fingerprint(data)
-    if hosts.is_first():
-        claim(workdir, "data.json", fingerprint)
-    if hosts.from_first(fingerprint) != fingerprint:
-        raise UserError("the data is not what process 0 has; give every host the same")
-
-
-def _fingerprint(data: ImageSet) -> dict[str, Any]:
-    """Tells whether a resumed run sees the data that it began with.
-
-    The checksum is of all pixels and labels; for images that are read later, it is of the names and
-    sizes of their files and the labels.
-    """
-    images, labels = data.images, b"" if data.labels is None else data.labels.tobytes()
-    content = (
-        images.identity.encode()
-        if isinstance(images, LazyImages)
-        else np.ascontiguousarray(images).data
-    )
-    return {"images": len(images), "checksum": zlib.crc32(labels, zlib.crc32(content))}

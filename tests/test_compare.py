@@ -13,9 +13,10 @@ from test_report import unlabelled as unlabelled_results
 
 from retrieval_jax.report import text
 from retrieval_jax.report.compare import compare, read_run, terminal
-from retrieval_jax.report.results import Results, Score, plain
+from retrieval_jax.report.results import Results, Score
 from retrieval_jax.report.text import GROUPS
 from retrieval_jax.runtime.errors import UserError
+from retrieval_jax.runtime.records import plain
 
 
 def save(directory: Path, content: object, report: bool = False) -> Path:

@@ -19,6 +19,7 @@ LAYERS = [
     {"objectives", "sharded", "report"},
     {"embedder", "evaluation", "baselines"},
     {"training"},
+    {"experiment"},
     {"pipeline"},
     {"config", "build"},
     {"main", "__main__"},

@@ -35,10 +35,10 @@ from retrieval_jax.report.results import (
     Score,
     Scores,
     Training,
-    typed,
     write,
 )
 from retrieval_jax.runtime.errors import printable
+from retrieval_jax.runtime.records import typed
 
 HOSTILE = (
     "<script>alert(1)</script>",

@@ -15,12 +15,11 @@ from retrieval_jax.report.results import (
     finished,
     left_out,
     numbers,
-    plain,
     read,
-    typed,
     write,
 )
 from retrieval_jax.runtime.errors import UserError
+from retrieval_jax.runtime.records import plain, typed
 
 pytestmark = pytest.mark.fast
 

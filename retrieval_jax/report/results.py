@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, get_args, get_type_hints
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 from etils import epath
 
@@ -17,6 +17,7 @@ from retrieval_jax.data.images import ImageSet
 from retrieval_jax.data.split import Split
 from retrieval_jax.runtime.errors import UserError, printable, reason
 from retrieval_jax.runtime.files import reaching, read_bytes, write_json
+from retrieval_jax.runtime.records import RecordError, plain, typed
 
 FORMAT = 2
 
@@ -261,8 +262,10 @@ def read(workdir: epath.PathLike) -> Results:
         if content["format"] == FORMAT:
             return typed(Results, content)
         if content["format"] == 1:
-            return _from_format_1(typed(_Results1, content))
-    except _WrongError as error:
+            from retrieval_jax.report.format1 import Results1, from_format_1  # of these types
+
+            return from_format_1(typed(Results1, content))
+    except RecordError as error:
         raise UserError(f"{shown} is broken: {printable(str(error))}.") from None
     raise UserError(
         f"{shown} has format {printable(repr(content['format']))[:40]}; this version of the "
@@ -313,74 +316,6 @@ def average(runs: Sequence[Results]) -> dict[tuple[str, ...], Mean]:
     }
 
 
-def plain(value: Any) -> Any:
-    """What JSON holds of a value of the types above; their fields that are None are left out.
-
-    Example:
-      >>> plain({"nmi": Score(0.5), "sizes": (1, 2)})
-      {'nmi': {'value': 0.5}, 'sizes': [1, 2]}
-    """
-    if hasattr(value, "_asdict"):
-        value = {name: item for name, item in value._asdict().items() if item is not None}
-    if isinstance(value, Mapping):
-        return {key: plain(item) for key, item in value.items()}
-    return [plain(item) for item in value] if isinstance(value, (tuple, list)) else value
-
-
-class _WrongError(ValueError):
-    """A value of a results file is missing or has the wrong type."""
-
-
-_WORDS = {
-    str: "a text", bool: "true or false", int: "a whole number", float: "a number",
-    dict: "an object", tuple: "a list",
-}  # fmt: skip
-
-
-def typed(kind: Any, value: Any, where: str = "") -> Any:
-    """The inverse of `plain`: checks what JSON held and builds the type. Unknown keys are dropped.
-
-    Raises:
-      ValueError: the first value that is missing or of another type.
-
-    Example:
-      >>> typed(Score, {"value": 1})
-      Score(value=1.0, chance=None)
-    """
-    arguments = get_args(kind)
-    if kind is Any:
-        return value
-    if type(None) in arguments:  # X | None
-        return None if value is None else typed(arguments[0], value, where)
-    if hasattr(kind, "_fields"):
-        _check(isinstance(value, dict), where, dict)
-        hints = get_type_hints(kind)
-        fields = {}
-        for name in kind._fields:
-            path = f"{where}.{name}" if where else name
-            if value.get(name) is not None:
-                fields[name] = typed(hints[name], value[name], path)
-            elif name not in kind._field_defaults:
-                raise _WrongError(f"{path} is missing")
-        return kind(**fields)
-    if arguments and isinstance(kind(), dict):
-        _check(isinstance(value, dict), where, dict)
-        return {key: typed(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
-    if arguments:
-        _check(isinstance(value, list), where, tuple)
-        return tuple(typed(arguments[0], item, f"{where}.{i}") for i, item in enumerate(value))
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        _check(abs(value) < 1e300, where, float)  # or Python can't convert it
-        value = float(value)
-    _check(isinstance(value, kind) and (kind is bool or not isinstance(value, bool)), where, kind)
-    return value
-
-
-def _check(right: bool, where: str, kind: Any) -> None:
-    if not right:
-        raise _WrongError(f"{where} is not {_WORDS[kind]}")
-
-
 def _leaves(tree: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], float]]:
     if isinstance(tree, dict):
         for key, value in tree.items():
@@ -391,60 +326,3 @@ def _leaves(tree: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, 
             yield from _leaves(value, (*path, str(i)))
     elif isinstance(tree, (int, float)) and not isinstance(tree, bool):
         yield path, float(tree)
-
-
-class _Clustering1(NamedTuple):
-    k: int
-    inertia: float
-    iterations: int
-    converged: bool
-    sizes: tuple[int, ...]
-    gallery: dict[str, float | None] = {}
-    queries: dict[str, float | None] = {}
-
-
-class _Retrieval1(NamedTuple):
-    cluster: dict[str, float | None] | None = None
-    exhaustive: dict[str, float | None] | None = None
-    kept: dict[str, float | None] = {}
-
-
-class _Results1(NamedTuple):
-    """Format 1: scores without chance or baselines, cutoffs in their names ("precision@5")."""
-
-    name: str
-    seconds: dict[str, float]
-    training: Training
-    clustering: _Clustering1
-    retrieval: _Retrieval1
-    provenance: Provenance
-    left_out: tuple[str, ...] = ()
-
-
-def _from_format_1(old: _Results1) -> Results:
-    def side(scores: dict[str, float | None]) -> ClusterScores:
-        nmi, ri, ari = (
-            None if (value := scores.get(name)) is None else Score(value)
-            for name in ("nmi", "ri", "ari")
-        )
-        return ClusterScores(nmi, ri, ari)
-
-    def cuts(scores: dict[str, float | None], measure: str) -> dict[str, Score]:
-        return {
-            name.removeprefix(f"{measure}@"): Score(value)
-            for name, value in scores.items()
-            if name.startswith(f"{measure}@") and value is not None
-        }
-
-    def way(scores: dict[str, float | None] | None) -> RetrievalScores | None:
-        if scores is None:
-            return None
-        return RetrievalScores(cuts(scores, "precision"), {}, cuts(scores, "map"))
-
-    c, r = old.clustering, old.retrieval
-    clustering = Clustering(*c[:5], side(c.gallery), side(c.queries))
-    retrieval = Retrieval(way(r.cluster), way(r.exhaustive), cuts(r.kept, ""))
-    model = old.provenance.config.get("model")
-    features = model.get("bottleneck") if isinstance(model, dict) else None
-    scores = Scores(clustering, retrieval, features if isinstance(features, int) else None)
-    return Results(old.name, old.seconds, old.training, scores, old.left_out, old.provenance)

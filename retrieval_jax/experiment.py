@@ -1,0 +1,129 @@
+"""An experiment as plain objects, and what of it a workdir is bound to."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+from etils import epath
+
+from retrieval_jax.data.images import ImageSet, LazyImages
+from retrieval_jax.report.results import Results
+from retrieval_jax.runtime import hosts
+from retrieval_jax.runtime.errors import UserError
+from retrieval_jax.runtime.files import in_one_sentence
+from retrieval_jax.runtime.workdir import claim, differences, open_workdir
+from retrieval_jax.training.epoch import Recipe
+
+# What a finished run may change, whose stages are then done again; the rest decides the training.
+_LATER = ("name", "embedding", "clustering", "retrieval", "report")
+# What makes no difference to a result.
+_NEVER = ("compilation_cache", "distributed")
+_OF_TRAINING = ("epochs", "checkpoint_seconds", "profile_steps")
+
+
+class Clustering(NamedTuple):
+    """How k-means groups the gallery."""
+
+    k: int
+    restarts: int
+    max_iterations: int
+    tolerance: float
+
+
+class Experiment(NamedTuple):
+    """A configuration as plain objects, see `retrieval_jax.build`."""
+
+    name: str
+    seed: int
+    record: dict[str, Any]  # the configuration as JSON holds it
+    load_images: Callable[[], ImageSet]
+    queries: int
+    validation_fraction: float
+    streaming: bool
+    recipe: Callable[[tuple[int, int, int], int, int], Recipe]  # of (image shape, classes, fit)
+    encoder: dict[str, Any]  # its name and keys, to build it again
+    init_from: str  # workdir whose parameters to start from, or ""
+    extends: bool  # whether more epochs go on where fewer ended: no rate depends on their number
+    checkpoint_seconds: float
+    profile_steps: int
+    average: bool
+    normalize: bool
+    embedding_batch_size: int
+    clustering: Clustering
+    neighbours: int
+    examples: int
+    tsne_points: int
+
+
+def same(there: dict[str, Any], here: dict[str, Any]) -> bool:
+    """Whether two configurations have the same results."""
+    there, here = (
+        {key: value for key, value in of.items() if key not in _NEVER} for of in (there, here)
+    )
+    return json.loads(json.dumps(here)) == there
+
+
+def same_baselines(previous: Results, experiment: Experiment) -> bool:
+    """Whether what nobody trained was judged in the same way before, on the same images."""
+    there, here = previous.provenance.config, json.loads(json.dumps(experiment.record))
+    return all(there.get(key) == here[key] for key in ("embedding", "clustering", "retrieval"))
+
+
+def _decisive(record: dict[str, Any]) -> dict[str, Any]:
+    """What of a configuration decides the training: a workdir has one such."""
+    kept_keys = {k: v for k, v in record.items() if k not in (*_LATER, *_NEVER)}
+    data, training = dict(record["data"]), dict(record["training"])
+    for key in ("directory", "file"):  # the images are claimed by their checksum
+        data.pop(key)
+    for key in _OF_TRAINING:
+        training.pop(key)
+    return kept_keys | {"data": data, "training": training}
+
+
+def claim_config(workdir: epath.Path, experiment: Experiment) -> None:
+    """Raises if the training differs from the workdir's, or from process 0's."""
+    decisive = _decisive(experiment.record)
+    if not experiment.extends:  # the rate at every step depends on the number of epochs
+        decisive["training"]["epochs"] = experiment.record["training"]["epochs"]
+    if hosts.is_first():
+        open_workdir(workdir)
+        with in_one_sentence(workdir):
+            claim(workdir, "config.json", decisive)
+    own = json.loads(
+        json.dumps(
+            _decisive(experiment.record) | {"later": [experiment.record[key] for key in _LATER]}
+        )
+    )
+    theirs = hosts.from_first(own)
+    if found := differences(theirs, own):
+        raise UserError(
+            f"this process has another config than process 0: {found}; start all by one command"
+        )
+
+
+def claim_data(workdir: epath.Path, data: ImageSet) -> None:
+    """Raises if the images differ from those that the run began with, on any host."""
+    fingerprint = _fingerprint(data)
+    if hosts.is_first():
+        claim(workdir, "data.json", fingerprint)
+    if hosts.from_first(fingerprint) != fingerprint:
+        raise UserError("the data is not what process 0 has; give every host the same")
+
+
+def _fingerprint(data: ImageSet) -> dict[str, Any]:
+    """Tells whether a resumed run sees the data that it began with.
+
+    The checksum is of all pixels and labels; for images that are read later, it is of the names and
+    sizes of their files and the labels.
+    """
+    images, labels = data.images, b"" if data.labels is None else data.labels.tobytes()
+    content = (
+        images.identity.encode()
+        if isinstance(images, LazyImages)
+        else np.ascontiguousarray(images).data
+    )
+    return {"images": len(images), "checksum": zlib.crc32(labels, zlib.crc32(content))}
