@@ -21,7 +21,7 @@ from retrieval_jax.main import main
 from retrieval_jax.report.page import main as report_main
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-EPOCHS = 4
+EPOCHS, STEPS = 4, 42  # steps per epoch
 
 
 def arguments(workdir, *overrides, system="hint"):
@@ -153,32 +153,33 @@ def test_event_files_say_what_the_json_says(whole):
                 assert scalars[f"{part}/{name}", row["step"]] == pytest.approx(value)
 
 
-@pytest.mark.parametrize(("by", "code"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 75)])
-def test_stopped_inside_an_epoch_and_resumed_ends_with_the_same_numbers(whole, tmp_path, by, code):
+def test_stopped_and_killed_inside_an_epoch_a_run_ends_with_the_same_numbers(whole, tmp_path):
     line = arguments(tmp_path / "stopped", *DIGITS, "training.checkpoint_seconds=0.0")
     environment = os.environ | {"JAX_NUM_CPU_DEVICES": "8", "JAX_PLATFORMS": "cpu"}
-    run = subprocess.Popen(
-        [sys.executable, "-m", "retrieval_jax.main", *line],
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
     checkpoints = tmp_path / "stopped" / "checkpoints"
 
     def saved():
         names = [path.name for path in checkpoints.iterdir()] if checkpoints.exists() else []
         return max((int(name) for name in names if name.isdigit()), default=0)
 
-    deadline = time.monotonic() + 300
-    while not (saved() > 42 and saved() % 42):  # steps an epoch
-        assert run.poll() is None and time.monotonic() < deadline
-        time.sleep(0.01)
-    run.send_signal(by)
-    _, said = run.communicate()
-    assert run.returncode == code and "Traceback" not in said
-    assert by == signal.SIGKILL or "the same command" in said
-    assert not (tmp_path / "stopped" / "results.json").exists()
+    stops = ((signal.SIGTERM, 75, 0), (signal.SIGKILL, -signal.SIGKILL, STEPS))
+    for by, code, earliest in stops:
+        run = subprocess.Popen(
+            [sys.executable, "-m", "retrieval_jax.main", *line],
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        deadline = time.monotonic() + 300
+        while not (saved() > earliest and saved() % STEPS):
+            assert run.poll() is None and time.monotonic() < deadline
+            time.sleep(0.01)
+        run.send_signal(by)
+        _, said = run.communicate()
+        assert run.returncode == code and "Traceback" not in said
+        assert by == signal.SIGKILL or "the same command" in said
+        assert not (tmp_path / "stopped" / "results.json").exists()
     assert main(line) == 0
     assert figures_of_merit(tmp_path / "stopped") == figures_of_merit(whole)
 
