@@ -64,7 +64,7 @@ def host_matrix(values: ArrayLike, name: str) -> jax.Array | np.ndarray:
       ValueError: points must be real numbers; they are of type <U1.
     """
     array = as_array(values)
-    if not (jnp.issubdtype(array.dtype, np.bool_) or _is_real(array.dtype)):
+    if not is_real(array.dtype):
         raise ValueError(f"{name} must be real numbers; they are of type {array.dtype}.")
     dtype = working_type(array.dtype)
     with np.errstate(over="ignore"):  # what becomes infinite is refused below
@@ -78,8 +78,14 @@ def host_matrix(values: ArrayLike, name: str) -> jax.Array | np.ndarray:
     return array
 
 
-def _is_real(dtype: DTypeLike) -> bool:
-    return jnp.issubdtype(dtype, np.integer) or jnp.issubdtype(dtype, np.floating)
+def is_real(dtype: DTypeLike) -> bool:
+    """Whether values of a type are booleans, integers or real numbers.
+
+    Example:
+      >>> is_real(np.uint8), is_real(jnp.bfloat16), is_real(complex), is_real("U3")
+      (True, True, False, False)
+    """
+    return any(jnp.issubdtype(dtype, kind) for kind in (np.bool_, np.integer, np.floating))
 
 
 def as_array(values: ArrayLike) -> jax.Array | np.ndarray:
