@@ -139,13 +139,14 @@ def _summable(weights: jax.Array | np.ndarray) -> jax.Array | np.ndarray:
 
 @partial(jax.jit, static_argnums=(3, 4, 5, 6))
 def _start(key, points, weights, k, spherical, chunk, axis_name) -> MiniBatchState:
-    zero = jnp.zeros(points.shape[1], weights.dtype)
+    dtype = weights.dtype
+    zero = jnp.zeros(points.shape[1], dtype)
     scale = _scale(spherical, axis_name, points)
-    data = Points(points, weights, zero, chunk, spherical, axis_name, scale, weights.dtype)
-    masses = weights * power_of_two_for(weights, axis_name=axis_name)
-    data = data._replace(weights=masses, centre=moments(data._replace(weights=masses))[0])
-    centroids = plus_plus(data.for_seeding(), key, k).astype(zero.dtype) + data.centre
-    return MiniBatchState(centroids / scale, zero[0] * jnp.zeros(k), zero[0] * jnp.nan)
+    data = Points(points, weights, zero, chunk, spherical, axis_name, scale, dtype)
+    data = data._replace(weights=weights * power_of_two_for(weights, axis_name=axis_name))
+    data = data._replace(centre=moments(data)[0])
+    centroids = plus_plus(data.for_seeding(), key, k).astype(dtype) + data.centre
+    return MiniBatchState(centroids / scale, jnp.zeros(k, dtype), jnp.full((), jnp.nan, dtype))
 
 
 @partial(jax.jit, static_argnums=(3, 4, 5))
