@@ -203,7 +203,7 @@ def _transform(points, centroids, chunk, spherical) -> jax.Array:
     def fill(out, start: jax.Array, rows: jax.Array, _):
         rows = (unit(rows) if spherical else rows).astype(dtype) * scale
         # One centroid at a time, so that the differences never are [c, k, d].
-        squares = lax.map(lambda centroid: ((rows - centroid) ** 2).sum(1), scaled)
+        squares = lax.map(lambda centroid: sum_of_squares(rows - centroid), scaled)
         # The root of 0 has no finite derivative.
         roots = jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, 1)), 0)
         return lax.dynamic_update_slice_in_dim(out, roots.T, start, 0)
