@@ -118,9 +118,7 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
         X, centroids = self._checked(X)
         return np.asarray(transform(_rounded_up(X), centroids))[: len(X)].astype(X.dtype)
 
-    def score(
-        self, X: ArrayLike, y: Any = None, sample_weight: ArrayLike | None = None
-    ) -> float:
+    def score(self, X: ArrayLike, y: Any = None, sample_weight: ArrayLike | None = None) -> float:
         """The inertia of points [n, d] at these centroids, with its sign changed."""
         labels = self.predict(X)
         X = validate_data(self, X, dtype=_FLOATS, reset=False)

@@ -76,9 +76,7 @@ def test_the_number_of_groups_is_found_by_both_scores():
     variance = squares.sum() / d / (n - k)
     shares = np.bincount(labels)[labels] / n
     log_density = np.log(shares) - d / 2 * np.log(2 * np.pi * variance) - squares / 2 / variance
-    assert found.bic[1] == pytest.approx(
-        log_density.sum() - k * (d + 1) / 2 * np.log(n), rel=1e-4
-    )
+    assert found.bic[1] == pytest.approx(log_density.sum() - k * (d + 1) / 2 * np.log(n), rel=1e-4)
 
 
 @pytest.mark.fast

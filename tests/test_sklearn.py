@@ -83,7 +83,9 @@ def test_neighbours_are_scikit_learns():
 def test_radius_neighbours_are_scikit_learns(metric, scale):
     gallery, queries = blobs(60), blobs(70)[60:]
     gallery[7] = 0
-    radius, unit = {"euclidean": (5, scale), "sqeuclidean": (25, scale**2), "cosine": (0.4, 1)}[metric]
+    radius, unit = {"euclidean": (5, scale), "sqeuclidean": (25, scale**2), "cosine": (0.4, 1)}[
+        metric
+    ]
     # Theirs at scale 1: at others some of its distances are wrong.
     theirs = sklearn.neighbors.NearestNeighbors(metric=metric, algorithm="brute").fit(gallery)
     ours = NearestNeighbors(metric=metric).fit(gallery * scale)
@@ -102,9 +104,13 @@ def test_a_distance_of_exactly_the_radius_is_within():
     gallery = NearestNeighbors().fit(1e4 + np.arange(9.0)[:, None])
     found = gallery.radius_neighbors([[10003.0]], radius=2, return_distance=False)
     assert found[0].tolist() == [1, 2, 3, 4, 5]
-    assert NearestNeighbors(metric="cosine").fit([[0.0], [1.0]]).radius_neighbors(
-        [[0.0]], radius=0.9, return_distance=False
-    )[0].tolist() == []
+    assert (
+        NearestNeighbors(metric="cosine")
+        .fit([[0.0], [1.0]])
+        .radius_neighbors([[0.0]], radius=0.9, return_distance=False)[0]
+        .tolist()
+        == []
+    )
 
 
 @pytest.mark.fast

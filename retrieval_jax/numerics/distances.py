@@ -227,7 +227,9 @@ def sum_of_squares(rows: jax.Array) -> jax.Array:
       >>> sum_of_squares(jnp.array([[1.0, 2.0, 3.0], [3.0, 0.0, 4.0]])).tolist()
       [14.0, 25.0]
     """
-    squares = rows**2
+    # The maximum keeps a square and a sum from being contracted to one operation, which rounds once
+    # and takes either of two squares exactly: which one, the compiler decides.
+    squares = jnp.maximum(rows**2, 0)
     while (d := squares.shape[1]) > 1:
         half = d // 2
         sums = squares[:, :half] + squares[:, half : 2 * half]
