@@ -43,8 +43,8 @@ def kmeans(
 ) -> single_kmeans.KMeansResult:
     """As `retrieval_jax.kmeans.kmeans`, over all devices.
 
-    The seeds are one device's; centroids and inertia agree with one device's to rounding, and labels
-    are what `predict` says of the points and centroids.
+    The seeds are one device's; centroids and inertia agree with one device's to rounding, and
+    labels are what `predict` says of the points and centroids.
 
     Args:
       key: JAX random key.

@@ -1,7 +1,7 @@
 """k-means and nearest neighbours as scikit-learn estimators.
 
-Thin: what is found is what `retrieval_jax.kmeans.kmeans` and `retrieval_jax.ranking.nearest` find, in
-float32, or in float64 where the input is and `jax_enable_x64` is on. Sparse input is refused.
+Thin: what is found is what `retrieval_jax.kmeans.kmeans` and `retrieval_jax.ranking.nearest` find,
+in float32, or in float64 where the input is and `jax_enable_x64` is on. Sparse input is refused.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
         self.tol = tol
         self.random_state = random_state
 
-    def fit(self, X: ArrayLike, y: Any = None, sample_weight: ArrayLike | None = None) -> Self:
+    def fit(self, X: Any, y: Any = None, sample_weight: ArrayLike | None = None) -> Self:
         """Clusters the points [n, d], weighted by sample_weight [n]."""
         X = validate_data(self, X, dtype=_FLOATS)
         n, d = X.shape
@@ -108,24 +108,24 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
         self.n_iter_ = int(found.iterations)
         return self
 
-    def predict(self, X: ArrayLike) -> np.ndarray:
+    def predict(self, X: Any) -> np.ndarray:
         """The number int32 [n] of the nearest centroid of each point."""
         X, centroids = self._checked(X)
         return np.asarray(predict(_rounded_up(X), centroids))[: len(X)]
 
-    def transform(self, X: ArrayLike) -> np.ndarray:
+    def transform(self, X: Any) -> np.ndarray:
         """The Euclidean distance [n, k] of each point to each centroid."""
         X, centroids = self._checked(X)
         return np.asarray(transform(_rounded_up(X), centroids))[: len(X)].astype(X.dtype)
 
-    def score(self, X: ArrayLike, y: Any = None, sample_weight: ArrayLike | None = None) -> float:
+    def score(self, X: Any, y: Any = None, sample_weight: ArrayLike | None = None) -> float:
         """The inertia of points [n, d] at these centroids, with its sign changed."""
         labels = self.predict(X)
         X = validate_data(self, X, dtype=_FLOATS, reset=False)
         squares = ((X - self.cluster_centers_[labels]) ** 2).sum(1, dtype=np.float64)
         return -float(np.average(squares, weights=sample_weight) * _total(sample_weight, len(X)))
 
-    def _checked(self, X: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    def _checked(self, X: Any) -> tuple[np.ndarray, np.ndarray]:
         check_is_fitted(self)
         X = validate_data(self, X, dtype=_FLOATS, reset=False)
         return X, _rounded_up(self.cluster_centers_, rows=False)
@@ -171,7 +171,7 @@ class NearestNeighbors(BaseEstimator):
         self.radius = radius
         self.metric = metric
 
-    def fit(self, X: ArrayLike, y: Any = None) -> Self:
+    def fit(self, X: Any, y: Any = None) -> Self:
         """Keeps the gallery [n, d]."""
         if self.metric not in _METRICS:
             raise ValueError(f"metric must be one of {', '.join(_METRICS)}; it is {self.metric!r}.")
@@ -181,7 +181,7 @@ class NearestNeighbors(BaseEstimator):
 
     def kneighbors(
         self,
-        X: ArrayLike | None = None,
+        X: Any | None = None,
         n_neighbors: int | None = None,
         return_distance: bool = True,
     ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
@@ -206,7 +206,7 @@ class NearestNeighbors(BaseEstimator):
 
     def radius_neighbors(
         self,
-        X: ArrayLike | None = None,
+        X: Any | None = None,
         radius: float | None = None,
         return_distance: bool = True,
         sort_results: bool = False,
@@ -253,7 +253,7 @@ class NearestNeighbors(BaseEstimator):
                 distances[i], rows[i] = values.get(self.metric, squares), at
         return (distances, rows) if return_distance else rows
 
-    def _queries(self, X: ArrayLike | None) -> np.ndarray:
+    def _queries(self, X: Any | None) -> np.ndarray:
         check_is_fitted(self)
         return self._gallery if X is None else validate_data(self, X, dtype=_FLOATS, reset=False)
 

@@ -65,7 +65,8 @@ def dense_statistics(points: Points, centroids: jax.Array) -> Statistics:
 
     Sums are matmuls: a scatter is slow on TPU, and on GPU adds in an order that varies.
     """
-    numbers = jnp.arange(len(centroids))[:, None]
+    k, d = centroids.shape
+    numbers = jnp.arange(k)[:, None]
 
     def add(total: Statistics, _, rows: jax.Array, weights: jax.Array) -> Statistics:
         labels, distances = assign(rows, centroids)
@@ -74,7 +75,7 @@ def dense_statistics(points: Points, centroids: jax.Array) -> Statistics:
         new = Statistics(sums, members.sum(1), (weights * distances).sum())
         return jax.tree.map(jnp.add, total, new)
 
-    return points.total(points.fold(add, no_statistics(*centroids.shape, points.dtype)))
+    return points.total(points.fold(add, no_statistics(k, d, points.dtype)))
 
 
 def move(points: Points, centroids: jax.Array, statistics: Statistics) -> jax.Array:

@@ -38,8 +38,8 @@ def predict(
     of two above the largest magnitude first.
 
     Args:
-      points: [n, d], of real numbers. They are compared in float32 (bfloat16 is converted a chunk at
-        a time), or under `jax_enable_x64` in float64 where points or centroids are float64.
+      points: [n, d], of real numbers. They are compared in float32 (bfloat16 is converted a chunk
+        at a time), or under `jax_enable_x64` in float64 where points or centroids are float64.
       centroids: [k, d].
       spherical: scales the points to unit length first, as `kmeans` does under that name.
       chunk_size: rows of points in a chunk: memory for chunk_size × k floats is needed. None for
@@ -138,7 +138,7 @@ def assign_all(
     """
     dtype = jnp.promote_types(working_type(points.dtype), centroids.dtype)
     centroids = centroids.astype(dtype) * scale
-    # On a grid of the centroids' spread, so that equal distances of points on a grid come out equal.
+    # On a grid as coarse as their spread: equal distances of points on a grid come out equal.
     mean = centroids.mean(0)
     centre = on_grid(mean, jnp.abs(centroids - mean).max())
 

@@ -36,7 +36,7 @@ from retrieval_jax.numerics.distances import (
     working_type,
 )
 
-# What differences in costs are blurred by at last, in mean squared distances to the nearest centroid.
+# What costs are blurred by at last, in mean squared distances to the nearest centroid.
 _BLUR = 0.05
 _PRICE_STEPS = 60
 

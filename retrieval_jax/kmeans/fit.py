@@ -187,8 +187,8 @@ def check_inertia(inertia: jax.Array) -> None:
     """
     if not isinstance(inertia, jax.core.Tracer) and not np.isfinite(inertia):
         raise ValueError(
-            f"the inertia is beyond {jnp.finfo(inertia.dtype).max:.1e}, the largest {inertia.dtype}: "
-            "divide the points (or the weights) by a constant."
+            f"the inertia is beyond {jnp.finfo(inertia.dtype).max:.1e}, the largest "
+            f"{inertia.dtype}: divide the points (or the weights) by a constant."
         )
 
 

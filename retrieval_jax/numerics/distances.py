@@ -111,8 +111,8 @@ def over_chunks(
 ) -> Carry:
     """Folds step(carry, start, rows [chunk, d], new [chunk]) over points [n, d], chunk ≤ n.
 
-    Rows are of the points' `working_type`. The last chunk of a ragged count starts early so as to be
-    whole; `new` is False for the rows seen before.
+    Rows are of the points' `working_type`. The last chunk of a ragged count starts early so as to
+    be whole; `new` is False for the rows seen before.
 
     Example:
       >>> def add(total, start, rows, new):
