@@ -164,5 +164,6 @@ def _step(state, points, weights, spherical, chunk, axis_name) -> MiniBatchState
     return MiniBatchState((moved + centre) / scale, mass, batch.inertia / scale / scale)
 
 
-def _scale(spherical, axis_name, *arrays) -> jax.Array:
-    return power_of_two_for(*([jnp.ones(1)] if spherical else arrays), axis_name=axis_name)
+def _scale(spherical, axis_name, *arrays) -> jax.Array | float:
+    # Moved centroids are made unit vectors: these must not be scaled.
+    return 1.0 if spherical else power_of_two_for(*arrays, axis_name=axis_name)
