@@ -19,9 +19,10 @@ from jax.typing import ArrayLike
 
 from retrieval_jax import kmeans as single_kmeans
 from retrieval_jax import ranking
-from retrieval_jax.kmeans._points import check_weights
+from retrieval_jax.kmeans._points import as_count, check_clusters, check_weights
+from retrieval_jax.kmeans.fit import check_inertia
 from retrieval_jax.kmeans.seeding import BLOCK
-from retrieval_jax.numerics.distances import matrix
+from retrieval_jax.numerics.distances import host_matrix, matrix, working_type
 from retrieval_jax.ranking import cells as cluster_index
 from retrieval_jax.ranking._tiles import Found, least_of_all
 from retrieval_jax.ranking.neighbours import checked_labels, checked_mask
@@ -37,11 +38,13 @@ def kmeans(
     *,
     weights: ArrayLike | None = None,
     initial_centroids: ArrayLike | None = None,
+    tolerance: ArrayLike = 1e-4,
     **options: Any,
 ) -> single_kmeans.KMeansResult:
     """As `retrieval_jax.kmeans.kmeans`, over all devices.
 
-    The seeds are one device's; centroids and inertia agree with one device's to float32 rounding.
+    The seeds are one device's; centroids and inertia agree with one device's to rounding, and
+    labels are what `predict` says of the points and centroids.
 
     Args:
       key: JAX random key.
@@ -49,6 +52,7 @@ def kmeans(
       k: number of clusters.
       weights: [n], ≥ 0; None for 1 each.
       initial_centroids: [k, d] to start from, in place of seeding.
+      tolerance: as for `retrieval_jax.kmeans.kmeans`; a number or an array, traced or not.
       **options: the others of `retrieval_jax.kmeans.kmeans`, but for `axis_name`.
 
     Returns:
@@ -62,21 +66,24 @@ def kmeans(
       >>> sorted(found.centroids.ravel().tolist()), found.labels.shape
       ([0.5, 8.5], (4,))
     """
-    mesh, n = devices.mesh(), len(points)  # type: ignore[arg-type]
+    given: dict[str, Any] = {"initial_centroids": initial_centroids, "tolerance": tolerance}
+    mesh = devices.mesh()
     if mesh.size == 1:
-        return single_kmeans.kmeans(
-            key, points, k, weights=weights, initial_centroids=initial_centroids, **options
-        )
-    if not 1 <= k <= n:
-        raise ValueError(f"k must be between 1 and the number of points, {n}; it is {k}.")
-    weights = check_weights(weights, n, k)
+        return single_kmeans.kmeans(key, points, k, weights=weights, **given, **options)
+    # All is checked before rows are added, so that errors name the sizes of the caller.
+    rows = np.asarray(host_matrix(points, "points"))
+    k = check_clusters(k, len(rows))
+    masses = np.asarray(check_weights(weights, len(rows), k, working_type(rows.dtype)))
+    for name in {"restarts", "max_iterations", "chunk_size"} & options.keys():
+        if options[name] is not None:
+            options[name] = as_count(options[name], name)  # hashable, whatever integer it was
     if initial_centroids is not None:
-        initial_centroids = matrix(initial_centroids, "initial_centroids")
+        given["initial_centroids"] = matrix(initial_centroids, "initial_centroids")
     # Whole blocks on each device, so that the seeding draws from the same ones.
-    points = matrix(_shared(mesh, _float(points), BLOCK), "points")
-    weights = _shared(mesh, np.asarray(weights), BLOCK)
-    found = _kmeans(mesh, k, tuple(options.items()), key, points, weights, initial_centroids)
-    return found._replace(labels=devices.on_host(found.labels)[:n])
+    shared = _shared(mesh, rows, BLOCK), _shared(mesh, masses, BLOCK)
+    found = _kmeans(mesh, k, tuple(sorted(options.items())), key, *shared, given)
+    check_inertia(found.inertia)
+    return found._replace(labels=devices.on_host(found.labels)[: len(rows)])
 
 
 def nearest(
@@ -195,16 +202,10 @@ def _shared(mesh: Mesh, rows: np.ndarray, block: int, fill: int = 0) -> jax.Arra
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
-def _kmeans(mesh, k, options, key, points, weights, initial) -> single_kmeans.KMeansResult:
-    def fit(key, points, weights, initial):
+def _kmeans(mesh, k, options, key, points, weights, given) -> single_kmeans.KMeansResult:
+    def fit(key, points, weights, given):
         return single_kmeans.kmeans(
-            key,
-            points,
-            k,
-            weights=weights,
-            initial_centroids=initial,
-            axis_name=devices.AXIS,
-            **dict(options),
+            key, points, k, weights=weights, axis_name=devices.AXIS, **given, **dict(options)
         )
 
     everywhere = P()
@@ -216,7 +217,7 @@ def _kmeans(mesh, k, options, key, points, weights, initial) -> single_kmeans.KM
         in_specs=(everywhere, _ROWS, _ROWS, everywhere),
         out_specs=result,
         check_vma=False,
-    )(key, points, weights, initial)
+    )(key, points, weights, given)
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))

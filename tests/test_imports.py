@@ -16,7 +16,7 @@ NUMERIC = ["models", "objectives", "kmeans", "ranking", "ranking.cells", "metric
 LAYERS = [
     {"numerics", "runtime"},
     {"data", "models", "kmeans", "metrics", "ranking"},
-    {"objectives", "sharded", "report"},
+    {"objectives", "sharded", "sklearn", "report"},
     {"embedder", "evaluation", "baselines"},
     {"training"},
     {"experiment"},

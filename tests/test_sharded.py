@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from retrieval_jax import sharded
-from retrieval_jax.kmeans import kmeans
+from retrieval_jax.kmeans import kmeans, predict
 from retrieval_jax.ranking import cells as cluster_index
 from retrieval_jax.ranking import nearest
 
@@ -23,6 +23,7 @@ def test_k_means_finds_what_one_device_does():
     found, alone = (fit(KEY, points, 6, **options) for fit in (sharded.kmeans, kmeans))
     assert found.labels.shape == (1501,)
     assert (found.labels == alone.labels).mean() > 0.998
+    np.testing.assert_array_equal(found.labels, predict(points, found.centroids))
     np.testing.assert_allclose(found.centroids, alone.centroids, rtol=1e-4, atol=1e-4)
     assert float(found.inertia) == pytest.approx(float(alone.inertia), rel=1e-5)
 
@@ -32,6 +33,13 @@ def test_k_means_from_given_centroids_with_weights():
     options = {"initial_centroids": points[:5], "weights": weights, "max_iterations": 3}
     found, alone = (fit(KEY, points, 5, **options) for fit in (sharded.kmeans, kmeans))
     np.testing.assert_allclose(found.centroids, alone.centroids, rtol=1e-4, atol=1e-4)
+    # Five clusters of three points: some of the centroids differ in the last bit or not at all.
+    few = np.repeat(points[:3], 234, axis=0)[:700].astype(np.float32)
+    options |= {"initial_centroids": few[[0, 300, 300, 600, 0]], "max_iterations": np.int64(3)}
+    found = sharded.kmeans(KEY, few, 5, tolerance=jax.numpy.float32(0), **options)
+    np.testing.assert_array_equal(found.labels, predict(few, found.centroids))
+    squared = ((few[:, None] - np.asarray(found.centroids)) ** 2).sum(2)
+    np.testing.assert_array_equal(found.labels, squared.argmin(1))
 
 
 @pytest.mark.parametrize("metric", ["euclidean", "cosine"])
@@ -51,6 +59,14 @@ def test_wrong_arguments_are_named():
         ValueError, match="k must be between 1 and the number of points, 9; it is 10"
     ):
         sharded.kmeans(KEY, np.zeros((9, 2)), 10)
+    with pytest.raises(ValueError, match=r"\[n, d\] array; the shape is \(1001,\)"):
+        sharded.kmeans(KEY, np.zeros(1001), 2)
+    with pytest.raises(ValueError, match="number of points, 1001; it is 1002"):
+        sharded.kmeans(KEY, np.zeros((1001, 1)), 1002)
+    with pytest.raises(ValueError, match="k must be an integer, not traced by jit; it is 2.0"):
+        sharded.kmeans(KEY, np.zeros((9, 2)), 2.0)
+    with pytest.raises(ValueError, match="weights must be one for each of the 9 points"):
+        sharded.kmeans(KEY, np.zeros((9, 2)), 2, weights=np.ones(16))
     with pytest.raises(ValueError, match="points must be finite"):
         sharded.kmeans(KEY, np.full((9, 2), np.nan), 2)
     with pytest.raises(ValueError, match="gallery must be finite"):

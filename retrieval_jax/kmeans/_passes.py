@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import DTypeLike
 
 from retrieval_jax.kmeans._points import Points
 from retrieval_jax.kmeans.assignment import assign
@@ -17,9 +18,9 @@ class Statistics(NamedTuple):
     """What one pass says about centroids.
 
     Attributes:
-      sums: float32 [k, d], of the prepared points in each cluster, weighted.
-      mass: float32 [k], the weight in each cluster.
-      inertia: float32 scalar.
+      sums: [k, d] of the points' type, of the prepared points in each cluster, weighted.
+      mass: [k], the weight in each cluster.
+      inertia: scalar.
       memory: what the next pass needs to know of this one.
     """
 
@@ -41,20 +42,20 @@ class Passes(NamedTuple):
     next: Callable[[jax.Array, jax.Array, Statistics], Statistics]
 
 
-def no_statistics(k: int, d: int) -> Statistics:
+def no_statistics(k: int, d: int, dtype: DTypeLike = jnp.float32) -> Statistics:
     """Statistics of no points at all.
 
     Example:
       >>> no_statistics(2, 1).mass.tolist()
       [0.0, 0.0]
     """
-    return Statistics(jnp.zeros((k, d), jnp.float32), jnp.zeros(k, jnp.float32), jnp.float32(0))
+    return Statistics(jnp.zeros((k, d), dtype), jnp.zeros(k, dtype), jnp.zeros((), dtype))
 
 
 def dense_passes(points: Points, k: int) -> Passes:
     """Passes that take the distance of every point to every centroid."""
     return Passes(
-        start=no_statistics(k, points.values.shape[1]),
+        start=no_statistics(k, points.values.shape[1], points.dtype),
         next=lambda centroids, before, statistics: dense_statistics(points, centroids),
     )
 
@@ -64,7 +65,8 @@ def dense_statistics(points: Points, centroids: jax.Array) -> Statistics:
 
     Sums are matmuls: a scatter is slow on TPU, and on GPU adds in an order that varies.
     """
-    numbers = jnp.arange(len(centroids))[:, None]
+    k, d = centroids.shape
+    numbers = jnp.arange(k)[:, None]
 
     def add(total: Statistics, _, rows: jax.Array, weights: jax.Array) -> Statistics:
         labels, distances = assign(rows, centroids)
@@ -73,7 +75,7 @@ def dense_statistics(points: Points, centroids: jax.Array) -> Statistics:
         new = Statistics(sums, members.sum(1), (weights * distances).sum())
         return jax.tree.map(jnp.add, total, new)
 
-    return points.total(points.fold(add, no_statistics(*centroids.shape)))
+    return points.total(points.fold(add, no_statistics(k, d, points.dtype)))
 
 
 def move(points: Points, centroids: jax.Array, statistics: Statistics) -> jax.Array:

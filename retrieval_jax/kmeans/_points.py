@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
@@ -9,10 +10,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.typing import ArrayLike
+from jax.typing import ArrayLike, DTypeLike
 
 from retrieval_jax.numerics import distances
-from retrieval_jax.numerics.distances import as_array, over_chunks, unit
+from retrieval_jax.numerics.distances import (
+    as_array,
+    is_real,
+    over_chunks,
+    power_of_two,
+    unit,
+    working_type,
+)
 
 Carry = TypeVar("Carry")
 
@@ -21,12 +29,14 @@ class Points(NamedTuple):
     """Points [n, d] and how to read them; made inside jit, and closed over by loops.
 
     Attributes:
-      values: float32 or bfloat16 [n, d], the rows that lie on this device.
-      weights: float32 [n], ≥ 0; rows of weight 0 count nowhere.
-      centre: float32 [d], taken off every row, so that a common offset drowns no difference.
+      values: float32, bfloat16 or float64 [n, d], the rows that lie on this device.
+      weights: [n] of `dtype`, ≥ 0; rows of weight 0 count nowhere.
+      centre: [d], taken off every row, so that a common offset drowns no difference.
       chunk: rows read at a time, ≤ n.
       spherical: whether rows are scaled to unit length before they are centred.
       axis_name: the mapped axis over whose devices the rows are shared, None for one device.
+      scale: a power of two that rows are multiplied with before they are centred.
+      dtype: what rows are computed in.
     """
 
     values: jax.Array
@@ -35,11 +45,19 @@ class Points(NamedTuple):
     chunk: int
     spherical: bool
     axis_name: str | None
+    scale: jax.Array | float = 1.0
+    dtype: DTypeLike = jnp.float32
 
     def prepare(self, rows: jax.Array) -> jax.Array:
-        """Rows of `values` as float32, of unit length where asked for, centred."""
-        rows = rows.astype(jnp.float32)
-        return (unit(rows) if self.spherical else rows) - self.centre
+        """Rows of `values` as `dtype`, of unit length where asked for, scaled and centred."""
+        rows = rows.astype(working_type(rows.dtype))
+        rows = unit(rows) if self.spherical else rows
+        return (rows * self.scale - self.centre).astype(self.dtype)
+
+    def for_seeding(self) -> Points:
+        """The same points as float32, all that choosing among them needs."""
+        weights = self.weights.astype(jnp.float32)
+        return self._replace(weights=weights, dtype=jnp.float32)
 
     def fold(
         self, step: Callable[[Carry, jax.Array, jax.Array, jax.Array], Carry], carry: Carry
@@ -82,26 +100,90 @@ def moments(points: Points) -> tuple[jax.Array, jax.Array]:
     return distances.moments(fold, points.centre, points.total)
 
 
-def check_weights(weights: ArrayLike | None, n: int, k: int) -> jax.Array | np.ndarray:
-    """Returns the weights as float32 [n]; None for 1 each.
+def power_of_two_for(*arrays: jax.Array, axis_name: str | None = None) -> jax.Array:
+    """The power of two that brings the largest magnitude in the arrays, of all devices, to 1/2..1.
+
+    Example:
+      >>> float(power_of_two_for(jnp.array([3.0, -5.0]), jnp.array([[1.0]])))
+      0.125
+    """
+    found = [jnp.abs(array).max().astype(working_type(array.dtype)) for array in arrays]
+    largest = jnp.stack(jnp.broadcast_arrays(*found)).max()
+    return power_of_two(largest if axis_name is None else lax.pmax(largest, axis_name))
+
+
+def as_integer(value: Any, name: str) -> int:
+    """Returns an integer of Python, NumPy or JAX (not traced) as Python's.
+
+    Raises:
+      ValueError: anything else; even 2.0, which may be a mistake.
+
+    Example:
+      >>> as_integer(jnp.int32(3), "k")
+      3
+    """
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise ValueError(f"{name} must be an integer, not traced by jit; it is {value}.") from None
+
+
+def as_count(value: Any, name: str) -> int:
+    """Returns an integer that is at least 1.
+
+    Raises:
+      ValueError: anything else.
+
+    Example:
+      >>> as_count(np.int64(3), "restarts")
+      3
+    """
+    if (count := as_integer(value, name)) < 1:
+        raise ValueError(f"{name} must be at least 1; it is {count}.")
+    return count
+
+
+def check_clusters(k: Any, n: int) -> int:
+    """Returns k as an integer.
+
+    Raises:
+      ValueError: not an integer, or not in 1..n.
+
+    Example:
+      >>> check_clusters(np.int64(2), 5)
+      2
+    """
+    if not 1 <= (count := as_integer(k, "k")) <= n:
+        raise ValueError(f"k must be between 1 and the number of points, {n}; it is {count}.")
+    return count
+
+
+def check_weights(
+    weights: ArrayLike | None, n: int, k: int, dtype: DTypeLike = np.float32
+) -> jax.Array | np.ndarray:
+    """Returns the weights [n] of a type; None for 1 each.
 
     Raises:
       ValueError: another length, or, where they are concrete, weights that are negative or not
-        finite, or fewer than k of them above 0.
+        finite in that type, or fewer than k of them above 0.
 
     Example:
       >>> check_weights([True, False, True], n=3, k=2).tolist()
       [1.0, 0.0, 1.0]
     """
     if weights is None:
-        return np.ones(n, np.float32)
-    weights = as_array(weights).astype(np.float32)
+        return np.ones(n, dtype)
+    weights = as_array(weights)
     if weights.shape != (n,):
         raise ValueError(f"weights must be one for each of the {n} points, not {weights.shape}.")
+    if not is_real(weights.dtype):
+        raise ValueError(f"weights must be real numbers; they are of type {weights.dtype}.")
+    with np.errstate(over="ignore"):  # what becomes infinite is refused below
+        weights = weights.astype(dtype)
     if not isinstance(weights, jax.core.Tracer):
         on_host = np.asarray(weights)
         if not (np.isfinite(on_host) & (on_host >= 0)).all():
             raise ValueError("weights must be finite and not negative.")
-        if (on_host > 0).sum() < k:
+        if (on_host >= np.finfo(dtype).tiny).sum() < k:  # devices take less for 0
             raise ValueError(f"fewer points have a weight above 0 than the {k} that k asks for.")
     return weights

@@ -65,7 +65,7 @@ def pruned_passes(points: Points, k: int) -> Passes:
 
     # No point is in a cluster, and the first pass does without bounds.
     memory = jnp.full(n, k, jnp.int32), jnp.int32(n)
-    return Passes(no_statistics(k, d)._replace(memory=memory), following)
+    return Passes(no_statistics(k, d, points.dtype)._replace(memory=memory), following)
 
 
 def _basis(points: Points) -> jax.Array:
@@ -91,7 +91,7 @@ def _all_features(points: Points, basis: jax.Array) -> jax.Array:
         features = jnp.concatenate([_features(rows, basis), squares], 1)
         return lax.dynamic_update_slice(out, features, (start, 0))
 
-    return points.fold(fill, jnp.zeros((len(points.values), basis.shape[1] + 2), jnp.float32))
+    return points.fold(fill, jnp.zeros((len(points.values), basis.shape[1] + 2), points.dtype))
 
 
 def _open(points, features, basis, centroids, labels) -> tuple[jax.Array, jax.Array]:
@@ -103,7 +103,7 @@ def _open(points, features, basis, centroids, labels) -> tuple[jax.Array, jax.Ar
     n, d = points.values.shape
     inside = -2 * _features(centroids, basis)
     squares = (centroids**2).sum(1)
-    rounding = 8 * d**0.5 * jnp.finfo(jnp.float32).eps
+    rounding = 8 * d**0.5 * jnp.finfo(points.dtype).eps
     # Bounds on |x - c|² - |x|² as products with the features of x. Both differ in the sign of what
     # the basis leaves of c; the one above has the rounding errors of both added.
     below = jnp.pad(inside, ((0, 0), (0, 1)))
@@ -129,7 +129,7 @@ class _Changes(NamedTuple):
     """What the reassignment of some points changes."""
 
     labels: jax.Array  # int32 [n]
-    sums: jax.Array  # float32 [k, d], to be added to the sums of the clusters
+    sums: jax.Array  # [k, d], to be added to the sums of the clusters
     gain: jax.Array  # by how much the inertia falls
     inertia: jax.Array  # of these points alone
 
@@ -160,6 +160,6 @@ def _reassign(points: Points, centroids, labels, rows, count) -> _Changes:
             inertia=so_far.inertia + (weights * jnp.maximum(least + (x**2).sum(1), 0)).sum(),
         )
 
-    zero = jnp.float32(0)
-    none = _Changes(labels, jnp.zeros(centroids.shape, jnp.float32), zero, zero)
+    zero = jnp.zeros((), points.dtype)
+    none = _Changes(labels, jnp.zeros_like(centroids), zero, zero)
     return lax.fori_loop(0, -(-count // tile), add, none)

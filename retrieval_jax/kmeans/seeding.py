@@ -125,7 +125,7 @@ def farthest(points: Points, centroids: jax.Array) -> tuple[jax.Array, jax.Array
         here = jnp.where(here > rounding, here, 0)
         return lax.dynamic_update_slice_in_dim(distances, here, start, 0)
 
-    distances = points.fold(fill, jnp.zeros(len(points.values), jnp.float32))
+    distances = points.fold(fill, jnp.zeros(len(points.values), points.dtype))
     return _largest(points, jnp.where(points.weights > 0, distances, 0), len(centroids))
 
 

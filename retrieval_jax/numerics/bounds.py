@@ -23,9 +23,9 @@ class Basis(NamedTuple):
     """Coordinates in which a few components tell most of the distances.
 
     Attributes:
-      origin: float32 [d].
-      vectors: float32 [d, m], orthonormal columns.
-      residue: float32 scalar, the share of variance outside of them.
+      origin: [d], of the rows' type, as are the others.
+      vectors: [d, m], orthonormal columns.
+      residue: scalar, the share of variance outside of them.
     """
 
     origin: jax.Array
@@ -42,8 +42,8 @@ def principal_basis(
     """A basis of the directions of most variance, by subspace iteration.
 
     Args:
-      sample: float32 [s, d], some of the rows.
-      origin: float32 [d], taken off every row.
+      sample: float32 or float64 [s, d], some of the rows.
+      origin: [d], taken off every row.
       components: how many, m; at most d are found.
       total: sums over the devices that share the rows.
 
@@ -55,7 +55,7 @@ def principal_basis(
     """
     rows = sample - origin
     largest = total(jnp.abs(rows).max())  # squares stay finite
-    rows /= jnp.maximum(largest, jnp.finfo(jnp.float32).tiny)
+    rows /= jnp.maximum(largest, jnp.finfo(rows.dtype).tiny)
 
     def improve(_, basis: jax.Array) -> jax.Array:
         inside = jnp.dot(rows, basis, precision=FULL_PRECISION)
@@ -63,7 +63,7 @@ def principal_basis(
 
     d = rows.shape[1]
     # NumPy's: a generator of random numbers would be compiled for this alone.
-    start = np.random.default_rng(0).normal(size=(d, min(components, d))).astype(np.float32)
+    start = np.random.default_rng(0).normal(size=(d, min(components, d))).astype(rows.dtype)
     vectors = lax.fori_loop(0, 4, improve, jnp.asarray(start))
     inside = jnp.dot(rows, vectors, precision=FULL_PRECISION)
     kept, whole = total(((inside**2).sum(), (rows**2).sum()))

@@ -1,4 +1,8 @@
-"""What k-means and ranking share: checked matrices, rows in chunks, distances in full float32."""
+"""What k-means and ranking share: checked matrices, rows in chunks, distances in full precision.
+
+Everything is computed in float32, or in float64 where `jax_enable_x64` is on and the values need it
+(see `working_type`).
+"""
 
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -6,8 +10,8 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
-from jax.typing import ArrayLike
+from jax import dtypes, lax
+from jax.typing import ArrayLike, DTypeLike
 
 # GPU and TPU multiply in TF32 or bfloat16 unless told; near neighbours would change places.
 FULL_PRECISION = lax.Precision.HIGHEST
@@ -15,27 +19,73 @@ FULL_PRECISION = lax.Precision.HIGHEST
 Carry = TypeVar("Carry")
 
 
+def working_type(dtype: DTypeLike) -> np.dtype:
+    """The type that values of a type are computed in.
+
+    float32; or float64 under `jax_enable_x64`, for float64 and for integers of more than 16 bits.
+
+    Example:
+      >>> working_type(np.uint8).name, working_type(jnp.bfloat16).name
+      ('float32', 'float32')
+      >>> with jax.enable_x64(True):
+      ...     working_type(np.float64).name
+      'float64'
+    """
+    return dtypes.canonicalize_dtype(np.promote_types(dtype, np.float32))
+
+
 def matrix(values: ArrayLike, name: str) -> jax.Array:
-    """Returns the values as float32 [n, d]; bfloat16 stays as it is, for chunks to convert.
+    """Returns the values as an array [n, d] of JAX, of their `working_type`; see `host_matrix`.
 
     Raises:
-      ValueError: an array that is empty or not two-dimensional, or (where it is concrete, not
-        traced by jit) holds values that are NaN or infinite in float32.
+      ValueError: as `host_matrix`.
 
     Example:
       >>> matrix([[1, 2], [3, 4], [5, 6]], "points").shape
       (3, 2)
     """
+    return jnp.asarray(host_matrix(values, name))
+
+
+def host_matrix(values: ArrayLike, name: str) -> jax.Array | np.ndarray:
+    """Returns the values as [n, d] of their `working_type`, on the host if they were there.
+
+    bfloat16 stays as it is, for chunks to convert.
+
+    Raises:
+      ValueError: an array that is empty, not two-dimensional or not of real numbers, or (where it
+        is concrete, not traced by jit) holds values that are NaN or infinite in its type.
+
+    Example:
+      >>> type(host_matrix([[1, 2], [3, 4]], "points")).__name__
+      'ndarray'
+      >>> host_matrix([["a", "b"]], "points")
+      Traceback (most recent call last):
+      ValueError: points must be real numbers; they are of type <U1.
+    """
     array = as_array(values)
+    if not is_real(array.dtype):
+        raise ValueError(f"{name} must be real numbers; they are of type {array.dtype}.")
+    dtype = working_type(array.dtype)
     with np.errstate(over="ignore"):  # what becomes infinite is refused below
-        array = array if array.dtype == jnp.bfloat16 else array.astype(np.float32)
+        array = array if array.dtype == jnp.bfloat16 else array.astype(dtype)
     if array.ndim != 2 or 0 in array.shape:
         raise ValueError(f"{name} must be a non-empty [n, d] array; the shape is {array.shape}.")
     # On the host NumPy looks at them: each little operation on a device would be compiled first.
     finite = np.isfinite(array).all() if isinstance(array, np.ndarray) else _finite(array)
     if not isinstance(finite, jax.core.Tracer) and not finite:
-        raise ValueError(f"{name} must be finite in float32, but some values are NaN or infinite.")
-    return jnp.asarray(array)
+        raise ValueError(f"{name} must be finite in {dtype}, but some values are NaN or infinite.")
+    return array
+
+
+def is_real(dtype: DTypeLike) -> bool:
+    """Whether values of a type are booleans, integers or real numbers.
+
+    Example:
+      >>> is_real(np.uint8), is_real(jnp.bfloat16), is_real(complex), is_real("U3")
+      (True, True, False, False)
+    """
+    return any(jnp.issubdtype(dtype, kind) for kind in (np.bool_, np.integer, np.floating))
 
 
 def as_array(values: ArrayLike) -> jax.Array | np.ndarray:
@@ -59,10 +109,10 @@ def over_chunks(
     step: Callable[[Carry, jax.Array, jax.Array, jax.Array], Carry],
     carry: Carry,
 ) -> Carry:
-    """Folds step(carry, start, float32 rows [chunk, d], new [chunk]) over points [n, d], chunk ≤ n.
+    """Folds step(carry, start, rows [chunk, d], new [chunk]) over points [n, d], chunk ≤ n.
 
-    The last chunk of a ragged count starts early so as to be whole; `new` is False for the rows
-    seen before.
+    Rows are of the points' `working_type`. The last chunk of a ragged count starts early so as to
+    be whole; `new` is False for the rows seen before.
 
     Example:
       >>> def add(total, start, rows, new):
@@ -70,11 +120,11 @@ def over_chunks(
       >>> float(over_chunks(jnp.ones((5, 2)), 3, add, 0.0))
       10.0
     """
-    n = points.shape[0]
+    n, dtype = points.shape[0], working_type(points.dtype)
 
     def body(i: jax.Array, carry: Carry) -> Carry:
         start = jnp.minimum(i * chunk, n - chunk)
-        rows = lax.dynamic_slice_in_dim(points, start, chunk).astype(jnp.float32)
+        rows = lax.dynamic_slice_in_dim(points, start, chunk).astype(dtype)
         return step(carry, start, rows, start + jnp.arange(chunk) >= i * chunk)
 
     return lax.fori_loop(0, -(-n // chunk), body, carry)
@@ -87,12 +137,12 @@ def moments(
 ) -> tuple[jax.Array, jax.Array]:
     """The weighted mean [d] of rows, and the average over the features of their variance.
 
-    Right to float32 rounding however far the rows are from 0: a sum of raw values would round their
+    Right to rounding however far the rows are from 0: a sum of raw values would round their
     common offset n times over, so that the mean is found twice.
 
     Args:
       fold: folds step(carry, rows [c, d], weights [c]) over all chunks of rows.
-      start: float32 [d], anything near the rows, or 0.
+      start: [d] of the rows' type, anything near them, or 0.
       total: sums over the devices that share the rows.
 
     Example:
@@ -110,7 +160,7 @@ def moments(
             return carry[0] + first, carry[1] + second, carry[2] + weights.sum()
 
         zero = jnp.zeros_like(start)
-        return total(fold(add, (zero, zero, jnp.float32(0))))
+        return total(fold(add, (zero, zero, jnp.zeros((), start.dtype))))
 
     first, _, weight = sums(start)
     mean = start + first / weight
@@ -132,14 +182,59 @@ def centre(points: jax.Array, chunk: int) -> jax.Array:
 
     def fold(step: Callable, carry: Any) -> Any:
         def body(carry, _, rows, new):
-            return step(carry, rows, new.astype(jnp.float32))
+            return step(carry, rows, new.astype(rows.dtype))
 
         return over_chunks(points, chunk, body, carry)
 
-    mean, variance = moments(fold, points[0].astype(jnp.float32))
-    _, exponent = jnp.frexp(jnp.sqrt(variance))
-    step = jnp.ldexp(jnp.ones_like(variance), exponent - 1)
-    return jnp.round(mean / step) * step
+    mean, variance = moments(fold, points[0].astype(working_type(points.dtype)))
+    return on_grid(mean, jnp.sqrt(variance))
+
+
+def on_grid(values: jax.Array, spread: jax.Array) -> jax.Array:
+    """The values rounded to multiples of a power of two that is at most the spread.
+
+    Example:
+      >>> on_grid(jnp.array([9.6, -3.3]), jnp.float32(3.0)).tolist()
+      [10.0, -4.0]
+    """
+    _, exponent = jnp.frexp(spread)
+    step = jnp.ldexp(jnp.ones_like(spread), exponent - 1)
+    return jnp.round(values / step) * step
+
+
+def power_of_two(largest: jax.Array) -> jax.Array:
+    """The power of two that brings the largest magnitude into 1/2..1; 1 for 0.
+
+    Multiplied by it, values keep all their bits, and squares of them neither overflow nor, where
+    they count beside the largest, underflow. Nothing is differentiated through it.
+
+    Example:
+      >>> float(power_of_two(jnp.float32(2.0**100))) == 2.0**-101
+      True
+    """
+    limit = jnp.finfo(largest.dtype).maxexp - 2
+    exponent = jnp.frexp(lax.stop_gradient(largest))[1]
+    return jnp.ldexp(jnp.ones_like(largest), -jnp.clip(exponent, -limit, limit))
+
+
+def sum_of_squares(rows: jax.Array) -> jax.Array:
+    """Sums [n] of the squares of rows [n, d], in an order that depends on nothing but d.
+
+    The same row has the same sum to the bit, however many rows there are; compilers choose the
+    order of `sum` by the shape.
+
+    Example:
+      >>> sum_of_squares(jnp.array([[1.0, 2.0, 3.0], [3.0, 0.0, 4.0]])).tolist()
+      [14.0, 25.0]
+    """
+    # The maximum keeps a square and a sum from being contracted to one operation, which rounds once
+    # and takes either of two squares exactly: which one, the compiler decides.
+    squares = jnp.maximum(rows**2, 0)
+    while (d := squares.shape[1]) > 1:
+        half = d // 2
+        sums = squares[:, :half] + squares[:, half : 2 * half]
+        squares = jnp.concatenate([sums, squares[:, 2 * half :]], 1) if d % 2 else sums
+    return squares[:, 0]
 
 
 def scores(rows: jax.Array, references: jax.Array) -> jax.Array:
@@ -149,8 +244,8 @@ def scores(rows: jax.Array, references: jax.Array) -> jax.Array:
     common offset would drown the differences.
 
     Args:
-      rows: float32 [n, d].
-      references: float32 [m, d].
+      rows: float [n, d].
+      references: of the same type [m, d].
 
     Example:
       >>> scores(jnp.array([[1.0]]), jnp.array([[1.0], [3.0]])).tolist()

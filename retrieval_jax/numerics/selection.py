@@ -1,7 +1,7 @@
 """The smallest few of long columns without sorting them.
 
 Values lie along axis 0 and the searches side by side along axis 1, where a CPU reads whole vectors
-of them. Everything runs under jit and vmap.
+of them. Everything runs under jit and vmap, in float32 or (with `jax_enable_x64`) float64.
 
 Reference:
   K. E. Batcher, "Sorting networks and their applications", AFIPS 1968.
@@ -21,13 +21,13 @@ def threshold(values: jax.Array, ceiling: jax.Array, fewest: int, most: int) -> 
     straddle `most`; never more.
 
     Args:
-      values: float32 [n, c]; infinite ones are never let through.
-      ceiling: float32 [c], the highest threshold wanted; infinite where any will do.
+      values: float [n, c]; infinite ones are never let through.
+      ceiling: of the same type [c], the highest threshold wanted; infinite where any will do.
       fewest: where the search may stop.
       most: largest count.
 
     Returns:
-      float32 [c]; the ceiling itself where it lets through at most `most`.
+      The same type [c]; the ceiling itself where it lets through at most `most`.
 
     Example:
       >>> values = jnp.array([[5.0], [1.0], [4.0], [2.0], [3.0], [6.0]])
@@ -48,7 +48,7 @@ def threshold(values: jax.Array, ceiling: jax.Array, fewest: int, most: int) -> 
 
     def narrow(state):
         low, high, below, above, at, step = state
-        count = (values <= at).sum(0).astype(jnp.float32)
+        count = (values <= at).sum(0).astype(values.dtype)
         fits = count <= most
         low, below = jnp.where(fits, at, low), jnp.where(fits, count, below)
         high, above = jnp.where(fits, high, at), jnp.where(fits, above, count)
@@ -64,7 +64,7 @@ def threshold(values: jax.Array, ceiling: jax.Array, fewest: int, most: int) -> 
 
     # Below the least by more than a subnormal number, which CPUs take for 0.
     least = jnp.minimum(values.min(0), jnp.finfo(values.dtype).max)
-    least -= jnp.maximum(jnp.abs(least) * 1e-6, 1e-37)
+    least -= jnp.maximum(jnp.abs(least) * 1e-6, 8.6 * jnp.finfo(values.dtype).tiny)
     top = jnp.minimum(highest, ceiling)
     none, all_of_them = jnp.zeros_like(top), jnp.full_like(top, len(values))
     state = (least, top, none, all_of_them, top, jnp.int32(0))
@@ -161,12 +161,12 @@ def smallest(values: jax.Array, m: int) -> tuple[jax.Array, jax.Array]:
     lost, so `bound` says what the rows not chosen cannot be below.
 
     Args:
-      values: float32 [n, c]; those below 0 count as 0.
+      values: float32 or float64 [n, c]; those below 0 count as 0.
       m: how many, 1 ≤ m ≤ n.
 
     Returns:
-      bound float32 [c], infinite if all that is finite was chosen; rows int32 [m, c], distinct in a
-      column and in order of value but for the lost bits.
+      bound [c] of the values' type, infinite if all that is finite was chosen; rows int32 [m, c],
+      distinct in a column and in order of value but for the lost bits.
 
     Example:
       >>> bound, rows = smallest(jnp.array([[7.0], [1.0], [4.0]]), 2)
@@ -176,9 +176,10 @@ def smallest(values: jax.Array, m: int) -> tuple[jax.Array, jax.Array]:
     n, c = values.shape
     size = 1 << (m - 1).bit_length()
     bits = (n - 1).bit_length()
-    keys = lax.bitcast_convert_type(jnp.maximum(values, 0), jnp.int32) & -(1 << bits)
-    keys |= jnp.arange(n, dtype=jnp.int32)[:, None]
-    top = jnp.iinfo(jnp.int32).max
+    word = jnp.int64 if values.dtype == jnp.float64 else jnp.int32
+    keys = lax.bitcast_convert_type(jnp.maximum(values, 0), word) & -(1 << bits)
+    keys |= jnp.arange(n, dtype=word)[:, None]
+    top = jnp.iinfo(word).max
     keys = jnp.pad(keys, ((0, -n % size), (0, 0)), constant_values=top)
     step = 2
     while step <= size:
@@ -190,8 +191,8 @@ def smallest(values: jax.Array, m: int) -> tuple[jax.Array, jax.Array]:
         least = jnp.minimum(halves[:, 0], halves[:, 1, ::-1]).reshape(-1, c)
         keys = jnp.concatenate([_cleaned(least, size), keys[even:]])
     keys = keys[:m]
-    bound = lax.bitcast_convert_type(keys[-1] & -(1 << bits), jnp.float32)
-    rows = keys & ((1 << bits) - 1)
+    bound = lax.bitcast_convert_type(keys[-1] & -(1 << bits), values.dtype)
+    rows = (keys & ((1 << bits) - 1)).astype(jnp.int32)
     return jnp.where(n == m, jnp.inf, bound), rows
 
 
@@ -217,7 +218,7 @@ def in_order(values: jax.Array, ids: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Sorts columns that are nearly in order already: neighbours change places until none is wrong.
 
     Args:
-      values: float32 [m, c], infinite for none.
+      values: float [m, c], infinite for none.
       ids: int32 [m, c], the order of equal values.
 
     Returns:
