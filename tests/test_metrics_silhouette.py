@@ -6,6 +6,7 @@ import pytest
 import sklearn.metrics
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.spatial.distance import cdist
 
 from retrieval_jax.metrics import silhouette, silhouette_samples
 from retrieval_jax.metrics.silhouette import _samples
@@ -119,7 +120,9 @@ def test_float64_is_scored_in_float64_where_there_is():
     points, labels = (of[:40] for of in fixture())
     points = 1 + 1e-9 * points.astype(np.float64)
     for metric in ("euclidean", "manhattan"):
-        expected = sklearn.metrics.silhouette_samples(points, labels, metric=metric)
+        # scikit-learn's own Euclidean distances cancel.
+        distances = cdist(points, points, "cityblock" if metric == "manhattan" else metric)
+        expected = sklearn.metrics.silhouette_samples(distances, labels, metric="precomputed")
         with jax.enable_x64(True):
             found = silhouette_samples(points, labels, metric=metric, chunk=16)
         assert found.dtype == np.float64
