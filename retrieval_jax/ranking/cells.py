@@ -181,7 +181,8 @@ def add(index: ClusterIndex, rows: ArrayLike, *, ids: ArrayLike | None = None) -
         both = np.concatenate([own_ids(index, np.arange(len(index.rows))), new])
         halves = in_halves(checked_ids(both, len(both)))
     rows = rows.astype(index.rows.dtype)
-    return _added(index, rows, predict(rows, index.centroids))._replace(ids=halves)
+    labels = predict(rows, index.centroids)
+    return _added(index._replace(ids=None), rows, labels)._replace(ids=halves)
 
 
 def remove(index: ClusterIndex, ids: ArrayLike) -> ClusterIndex:
@@ -320,6 +321,7 @@ def search(index: ClusterIndex, queries: ArrayLike, k: int, *, probes: int) -> N
         raise ValueError(f"probes must be between 1 and the number of cells, {cells}; is {probes}.")
     if not len(queries):
         return no_neighbours(k, queries.dtype)
+    index = index._replace(ids=None)  # the same programs with and without
     return scan(index, queries, _nearest_cells(index, queries, int(probes)), k)
 
 
@@ -347,7 +349,9 @@ def search_cells(index: ClusterIndex, queries: ArrayLike, cells: ArrayLike, k: i
     queries = _checked_queries(index, queries)
     cells = checked_probes(cells, len(queries), len(index.centroids))
     k = whole_number(k, "k")
-    return scan(index, queries, cells, k) if len(queries) else no_neighbours(k, queries.dtype)
+    if not len(queries):
+        return no_neighbours(k, queries.dtype)
+    return scan(index._replace(ids=None), queries, cells, k)
 
 
 def _checked_queries(index: ClusterIndex, queries: ArrayLike) -> jax.Array:
