@@ -22,10 +22,19 @@ from retrieval_jax import ranking
 from retrieval_jax.kmeans._points import as_count, check_clusters, check_weights
 from retrieval_jax.kmeans.fit import check_inertia
 from retrieval_jax.kmeans.seeding import BLOCK
+from retrieval_jax.numerics.arguments import checked_queries, whole_number
 from retrieval_jax.numerics.distances import host_matrix, matrix, working_type
 from retrieval_jax.ranking import cells as cluster_index
+from retrieval_jax.ranking._cell_arguments import check_magnitudes, checked_cells, checked_probes
 from retrieval_jax.ranking._tiles import Found, least_of_all
-from retrieval_jax.ranking.neighbours import checked_labels, checked_mask
+from retrieval_jax.ranking.exact import checked_setting
+from retrieval_jax.ranking.neighbours import (
+    check_features,
+    checked_labels,
+    checked_mask,
+    compared_in,
+    no_neighbours,
+)
 from retrieval_jax.runtime import devices
 
 _ROWS = P(devices.AXIS)
@@ -120,16 +129,21 @@ def nearest(
       >>> nearest([[0.9]], [[0.0], [1.0], [2.0]], k=2).indices.tolist()
       [[1, 0]]
     """
-    mesh, n = devices.mesh(), len(gallery)  # type: ignore[arg-type]
+    mesh = devices.mesh()
     if mesh.size == 1:
         labels: Any = {"query_labels": query_labels, "gallery_labels": gallery_labels}
         return ranking.nearest(queries, gallery, k, mask=mask, **labels, **options)
+    # Checked here: the devices see the rows that make their parts equal too.
+    queries, rows = checked_queries(queries), np.asarray(host_matrix(gallery, "gallery"))
+    n = len(rows)
+    check_features(queries.shape[1], rows.shape[1])
+    setting = checked_setting((len(queries), n), k, **options)
     mask = np.asarray(checked_mask(mask, n))
-    queries = matrix(queries, "queries")
     of_queries, of_gallery = checked_labels(query_labels, gallery_labels, len(queries), n)
-    gallery = matrix(_shared(mesh, _float(gallery), 1), "gallery")
-    rows = gallery, _shared(mesh, mask, 1), _shared(mesh, np.asarray(of_gallery), 1)
-    return _nearest(mesh, k, tuple(options.items()), queries, of_queries, *rows)
+    if not len(queries):
+        return no_neighbours(setting.k, compared_in(queries.dtype, rows.dtype))
+    shared = (_shared(mesh, of, 1) for of in (rows, mask, np.asarray(of_gallery)))
+    return _nearest(mesh, setting, queries, of_queries, *shared)
 
 
 def search_cells(
@@ -165,27 +179,23 @@ def search_cells(
       >>> search_cells([[1.5]], [[0]], gallery, [0, 1, 0], centroids, k=2).indices.tolist()
       [[2, 0]]
     """
-    count = len(centroids)  # type: ignore[arg-type]
-    labels = cluster_index.checked_cells(labels, (len(gallery),), count, "labels")  # type: ignore[arg-type]
-    cells = cluster_index.checked_probes(cells, len(queries), count)  # type: ignore[arg-type]
+    queries, centroids = checked_queries(queries), matrix(centroids, "centroids")
+    rows, count = np.asarray(host_matrix(gallery, "gallery")), len(centroids)
+    labels = checked_cells(labels, (len(rows),), count, "labels")
+    cells = checked_probes(cells, len(queries), count)
     if cells.shape[1] == 1:
-        return nearest(queries, gallery, k, query_labels=cells[:, 0], gallery_labels=labels)
-    mesh = devices.mesh()
-    if mesh.size == 1:
-        index = cluster_index.group(gallery, labels, centroids)
+        return nearest(queries, rows, k, query_labels=cells[:, 0], gallery_labels=labels)
+    mesh, k = devices.mesh(), whole_number(k, "k")
+    if mesh.size == 1 or not len(queries):
+        index = cluster_index.group(rows, labels, centroids)
         return cluster_index.search_cells(index, queries, cells, k)
-    queries, centroids = matrix(queries, "queries"), matrix(centroids, "centroids")
+    check_features(queries.shape[1], rows.shape[1])
+    for name, array in (("queries", queries), ("gallery", rows)):
+        check_magnitudes(array, name)
     # A cell of its own for the rows that make the shards equal; nobody searches it.
     centroids = jnp.concatenate([centroids, centroids[:1]])
-    gallery = matrix(_shared(mesh, _float(gallery), 1), "gallery")
-    labels = _shared(mesh, np.asarray(labels), 1, fill=count)
-    return _search_cells(mesh, k, queries, cells, centroids, gallery, labels)
-
-
-def _float(rows: ArrayLike) -> np.ndarray:
-    """The rows as the devices get them: float32, or bfloat16 where they are that already."""
-    array = np.asarray(rows)
-    return array if array.dtype == jnp.bfloat16 else array.astype(np.float32, copy=False)
+    shared = _shared(mesh, rows, 1), _shared(mesh, np.asarray(labels), 1, fill=count)
+    return _search_cells(mesh, k, queries, cells, centroids, *shared)
 
 
 def _shared(mesh: Mesh, rows: np.ndarray, block: int, fill: int = 0) -> jax.Array:
@@ -220,18 +230,22 @@ def _kmeans(mesh, k, options, key, points, weights, given) -> single_kmeans.KMea
     )(key, points, weights, given)
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))
-def _nearest(mesh, k, options, queries, of_queries, *rows) -> ranking.Neighbours:
+@partial(jax.jit, static_argnums=(0, 1))
+def _nearest(mesh, setting, queries, of_queries, *rows) -> ranking.Neighbours:
     def search(queries, of_queries, gallery, mask, of_gallery):
         return ranking.nearest(
             queries,
             gallery,
-            k,
+            setting.k,
+            metric=setting.metric,
+            exclude_self=setting.exclude_self,
             mask=mask,
             query_labels=of_queries,
             gallery_labels=of_gallery,
             axis_name=devices.AXIS,
-            **dict(options),
+            approximate_recall=setting.recall,
+            query_chunk=setting.query_chunk,
+            gallery_chunk=setting.gallery_chunk,
         )
 
     return jax.shard_map(

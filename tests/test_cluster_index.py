@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from etils import epath
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -13,7 +14,16 @@ from retrieval_jax.ranking import _cell_search as cluster_scan
 from retrieval_jax.ranking import cell_files as index_files
 from retrieval_jax.ranking import share_kept
 from retrieval_jax.ranking._costs import RESIDUE
-from retrieval_jax.ranking.cells import add, build, group, search, search_cells
+from retrieval_jax.ranking.cells import (
+    add,
+    build,
+    group,
+    own_ids,
+    reconstruct,
+    remove,
+    search,
+    search_cells,
+)
 from retrieval_jax.runtime.errors import UserError
 
 
@@ -237,11 +247,6 @@ def refused(path, sentence):
     assert str(path) in str(caught.value)
 
 
-def test_a_path_may_be_text(index, tmp_path):
-    index_files.save(str(tmp_path / "a.npz"), index)
-    np.testing.assert_array_equal(index_files.load(str(tmp_path / "a.npz")).rows, index.rows)
-
-
 def test_damaged_and_foreign_files_are_refused(saved):
     content = saved.read_bytes()
     for part in (b"", content[:5], content[:-1], content[:-30], content[: len(content) // 2]):
@@ -327,3 +332,106 @@ def test_centroids_of_bfloat16_are_kept_as_float32():
     index = group(gallery, [0, 1], centroids)
     assert index.centroids.dtype == jnp.float32 and index.origin.dtype == jnp.float32
     assert add(index, [[8.0]]).indices.tolist() == [0, 1, 2]
+
+
+OWN = 2**40 + np.random.default_rng(5).permutation(2003)
+
+
+def test_removed_rows_are_as_if_never_grouped(index):
+    gone = np.array([1999, 0, 3, 700, *range(40, 60)])
+    left, stay = remove(index, gone), np.delete(np.arange(2000), gone)
+    expected = group(GALLERY[stay], LABELS[stay], CENTROIDS)
+    for ours, theirs in zip(left[:6], expected[:6], strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_own_ids_stay_with_their_rows(tmp_path):
+    gallery = np.concatenate([GALLERY, GALLERY[:3] + np.float32(0.5)])
+    labels = np.asarray(predict(gallery, CENTROIDS))
+    first = group(gallery[:1503], labels[:1503], CENTROIDS, ids=OWN[:1503])
+    grown = add(first, gallery[1503:], ids=OWN[1503:])
+    gone = [0, 7, 1800]
+    left, stay = remove(grown, OWN[gone]), np.delete(np.arange(2003), gone)
+    path = tmp_path / "own.npz"
+    index_files.save(path, left)
+    for kept in (left, index_files.load(path)):
+        found = search(kept, QUERIES, 70, probes=1)
+        cells = nearest_cells(QUERIES, CENTROIDS, 1)
+        rows = oracle(QUERIES, cells, gallery[stay], labels[stay], 70)[0]
+        names = own_ids(kept, found.indices)
+        assert names.dtype == np.int64
+        np.testing.assert_array_equal(names, np.where(rows < 0, -1, OWN[stay][rows]))
+        asked = stay[[5, 5, 1990, 1000]]
+        np.testing.assert_allclose(
+            reconstruct(kept, OWN[asked]), gallery[asked], rtol=1e-6, atol=1e-6
+        )
+
+
+def test_rows_are_reconstructed_by_gallery_index(index):
+    asked = [1999, 0, 0, 20]
+    np.testing.assert_allclose(reconstruct(index, asked), GALLERY[asked], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("call", "sentence"),
+    [
+        (lambda i, own: remove(i, [2000]), "no row of id 2000"),
+        (lambda i, own: remove(own, [5]), "no row of id 5"),
+        (lambda i, own: reconstruct(own, [5]), "no row of id 5"),
+        (lambda i, own: remove(i, [3, 3]), "name no row twice"),
+        (lambda i, own: remove(i, [0.5]), "ids must be integers"),
+        (lambda i, own: remove(i, [-1]), "at least 0 and below 2"),
+        (lambda i, own: remove(i, np.arange(2000)), "all of its 2000 rows"),
+        (lambda i, own: own_ids(i, [0]), "the index has no ids"),
+        (lambda i, own: add(own, GALLERY[:1]), "if the index has ids, and only then"),
+        (lambda i, own: add(i, GALLERY[:1], ids=[1]), "if the index has ids, and only then"),
+        (lambda i, own: add(own, GALLERY[:1], ids=OWN[:1]), "name no row twice"),
+        (lambda i, own: group(GALLERY, LABELS, CENTROIDS, ids=[1]), "ids must be 2000 integers"),
+        (lambda i, own: search(i, QUERIES, 2.0, probes=1), "k must be an integer"),
+        (lambda i, own: search(i, QUERIES, 2, probes=1.0), "probes must be an integer"),
+    ],
+)
+def test_ids_and_counts_that_are_none_are_refused(index, call, sentence):
+    own = group(GALLERY, LABELS, CENTROIDS, ids=OWN[:2000])
+    with pytest.raises(ValueError, match=sentence):
+        call(index, own)
+
+
+def test_files_of_wrong_ids_are_refused(index, tmp_path):
+    path = tmp_path / "own.npz"
+    own = group(GALLERY, LABELS, CENTROIDS, ids=OWN[:2000])
+    index_files.save(path, own._replace(ids=own.ids.at[3].set(own.ids[4])))
+    refused(path, "no index's")
+    index_files.save(path, own)
+    with np.load(path) as members:
+        arrays = dict(members)
+    for ids in (OWN[:5], OWN[:2000].astype(np.float64)):
+        np.savez(path, **(arrays | {"ids": ids}))
+        refused(path, "shapes")
+    np.savez(path, **(arrays | {"ids": OWN[1999::-1]}))
+    refused(path, "checksum")
+
+
+def test_a_path_may_be_of_any_type(index, tmp_path):
+    class Place:
+        def __fspath__(self):
+            return str(tmp_path / "a.npz")
+
+    for path in (
+        Place(),
+        str(tmp_path / "a.npz"),
+        tmp_path / "a.npz",
+        epath.Path(tmp_path / "a.npz"),
+    ):
+        index_files.save(path, index)
+        np.testing.assert_array_equal(index_files.load(path).rows, index.rows)
+
+
+def test_a_file_of_float64_is_kept(tmp_path):
+    path = tmp_path / "a.npz"
+    with jax.enable_x64(True):
+        wide = group(GALLERY.astype(float), LABELS, CENTROIDS)
+        index_files.save(path, wide)
+        assert index_files.load(path).rows.dtype == np.float64
+        np.testing.assert_array_equal(index_files.load(path).rows, wide.rows)
+    assert index_files.load(path).rows.dtype == np.float32

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 import scipy.optimize
+import scipy.stats
 import sklearn.metrics
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -272,3 +273,47 @@ def test_tables_that_are_none_are_refused(score):
     for table in ([1, 2], [[3, -1]]):
         with pytest.raises(ValueError, match=r"is \[c, k\] counts, none negative"):
             score(table)
+
+
+def test_pair_counts_are_exact_above_four_billion_points():
+    half = 2_200_000_000
+    for table in (
+        np.diag([half, half]),
+        np.array([[half, 12_345_678_901], [987_654_321, 3 * half]]),
+    ):
+        cells, rows, columns = (
+            sum(Fraction(int(c)) * (int(c) - 1) for c in counts.ravel())
+            for counts in (table, table.sum(1), table.sum(0))
+        )
+        n = int(table.sum())
+        every = Fraction(n) * (n - 1)
+        expected = rows * columns / every
+        assert metrics.rand_index(table) == float((every + 2 * cells - rows - columns) / every)
+        ari = (cells - expected) / ((rows + columns) / 2 - expected)
+        assert metrics.adjusted_rand_index(table) == float(ari)
+        fmi = float(cells * cells / (rows * columns)) ** 0.5
+        assert metrics.fowlkes_mallows(table) == pytest.approx(fmi, rel=1e-15)
+        # Chance gives (c - 1)(k - 1) / 2n, here 1e-10; a smaller table of the same shares.
+        small = table / n
+        entropy = [scipy.stats.entropy(p) for p in (small.sum(0), small.sum(1))]
+        information = sum(entropy) - scipy.stats.entropy(small.ravel())
+        nmi = information / np.mean(entropy)
+        chance = 1 / (2 * n)
+        ami = (information - chance) / (np.mean(entropy) - chance)
+        assert metrics.normalized_mutual_information(table) == pytest.approx(nmi, rel=1e-12)
+        assert metrics.adjusted_mutual_information(table) == pytest.approx(ami, abs=1e-10)
+
+
+def test_labels_beyond_32_bits_are_in_no_table():
+    counts = contingency_counts([0, 2**32, 1], [1, 1, 2**33], 2, 2)
+    assert counts.tolist() == [[0, 1], [0, 0]]
+    with pytest.raises(ValueError, match="classes must be integers; they are float64"):
+        contingency_counts([0.5, 1.0], [0, 1], 2, 2)
+    with pytest.raises(ValueError, match="num_classes must be an integer"):
+        contingency_counts([0, 1], [0, 1], 2.0, 2)
+    for score in SCORES:
+        with pytest.raises(ValueError, match=r"\[c, k\] counts"):
+            score(np.array([[0.5, 1.0]]))
+    with jax.enable_x64(True):
+        assert contingency_counts([0, 2**32, 1], [1, 1, 2**33], 2, 2).dtype == np.int32
+        assert contingency_table([0, 0, 1], [0, 1, 1]).tolist() == [[1, 1], [0, 1]]

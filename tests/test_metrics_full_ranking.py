@@ -114,17 +114,35 @@ def test_far_from_the_origin():
     check(queries, query_labels, gallery, labels)
 
 
-def test_huge_and_tiny_scales():
+@pytest.mark.parametrize("scale", [1e-25, 1e-12, 1e12, 1e25])
+def test_huge_and_tiny_scales(scale):
     queries, query_labels, gallery, labels = fixture(n=200, q=20)
-    for scale in (1e-12, 1e12):
-        scaled = [(x * np.float32(scale)) for x in (queries, gallery)]
-        check(scaled[0], query_labels, scaled[1], labels)
+    scaled = [(x * np.float32(scale)) for x in (queries, gallery)]
+    check(scaled[0], query_labels, scaled[1], labels)
 
 
 def test_under_64_bits():
+    queries, query_labels, gallery, labels = fixture(n=60, q=9)
     with jax.enable_x64(True):
-        found = check(*fixture(n=60, q=9))
-    assert all(score.dtype == np.float32 for score in found[:4])
+        found = check(queries, query_labels, gallery, labels)
+        assert all(score.dtype == np.float32 for score in found[:4])
+        # Differences that float32 has not, and ties.
+        queries, gallery = (1 + 1e-9 * np.round(x.astype(float), 1) for x in (queries, gallery))
+        found = check(queries, query_labels, gallery, labels)
+        assert all(score.dtype == np.float64 for score in found[:4])
+
+
+def test_no_queries_and_labels_of_text():
+    queries, query_labels, gallery, labels = fixture(n=60, q=9)
+    found = full_ranking(np.zeros((0, 6)), [], gallery, labels)
+    assert [score.shape for score in found] == [(0,)] * 5
+    names = np.array(list("abcdefghi"))
+    found = full_ranking(
+        queries, names[query_labels], gallery, names[labels], query_chunk=np.int64(16)
+    )
+    np.testing.assert_array_equal(found, full_ranking(queries, query_labels, gallery, labels))
+    with pytest.raises(ValueError, match="query_chunk must be an integer"):
+        full_ranking(queries, query_labels, gallery, labels, query_chunk=2.0)
 
 
 def test_memory_does_not_grow_with_the_queries():

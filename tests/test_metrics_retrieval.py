@@ -156,9 +156,128 @@ def test_wrong_arguments_are_named():
     for score in OF_POSITIVES:
         with pytest.raises(ValueError, match="positives must be one count a query, 3"):
             score(relevant, [1, 2], 4)
-    with pytest.raises(ValueError, match=r"must be \[q, k\], not \(3,\) and \(3,\)"):
+    with pytest.raises(
+        ValueError, match=r"indices must be integers \[q, k\]; they are int64 \(3,\)"
+    ):
         metrics.knn_accuracy([0, 1, 2], [0, 0, 0], [0, 0, 0])
     with pytest.raises(ValueError, match=r"not \(1, 2\) and \(2, 1\)"):
         metrics.knn_accuracy([[0, 1]], [0], [0, 0], [[1.0], [1.0]])
     with pytest.raises(ValueError, match="query_labels must be one a query, 1"):
         metrics.knn_accuracy([[0, 1]], [0, 1], [0, 0])
+
+
+def test_a_query_is_none_of_its_own_positives():
+    pairs = np.repeat(np.arange(4), 2)
+    mates = np.arange(8) ^ 1
+    indices = np.stack([mates, (mates + 3) % 8], 1)
+    relevant, positives = relevance(indices, pairs, pairs, exclude_self=True)
+    assert positives.tolist() == [1] * 8
+    assert float(recall_at_k(relevant, positives, 2)) == 1
+    assert float(mean_average_precision_at_k(relevant, positives, 2)) == 1
+    # Found after all, it does not count.
+    relevant, positives = relevance(np.stack([np.arange(8), mates], 1), pairs, pairs)
+    assert relevant.all() and positives.tolist() == [2] * 8
+    relevant, _ = relevance(np.stack([np.arange(8), mates], 1), pairs, pairs, exclude_self=True)
+    assert relevant.tolist() == [[False, True]] * 8
+    # Of another class than its gallery row it loses no positive.
+    assert relevance([[1]], [7], [5, 7], exclude_self=True)[1].tolist() == [1]
+
+
+@pytest.mark.parametrize(
+    ("kind", "names"),
+    [
+        (np.int64, [2**32 + 5, 5, -(2**40)]),
+        (np.uint64, [2**64 - 1, 2**63, 5]),
+        (str, ["cat", "dog", "cow"]),
+    ],
+)
+def test_labels_of_any_size_and_kind(kind, names):
+    indices, queries, gallery = found()
+    small = [labels % 3 for labels in (queries, gallery)]
+    named = [np.array(names, kind)[labels] for labels in small]
+    for ours, theirs in zip(relevance(indices, *named), relevance(indices, *small), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert float(knn_accuracy(indices, *named)) == float(knn_accuracy(indices, *small))
+
+
+def test_under_jit_labels_must_fit():
+    jitted = jax.jit(lambda indices, labels: relevance(indices, labels, np.array([5, 2**32 + 5])))
+    with pytest.raises(ValueError, match="under jit labels must fit in int32"):
+        jitted(np.zeros((1, 1), int), np.array([5]))
+    jitted = jax.jit(lambda indices, labels: relevance(indices, labels, np.array([5, 6])))
+    relevant, positives = jitted(np.array([[1, 0]]), np.array([6]))
+    assert relevant.tolist() == [[True, False]] and positives.tolist() == [1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (([[0, 3]], [1], [1, 1, 2]), r"indices must be -1 or rows of the gallery, 0\.\.2"),
+        (([[0, -2]], [1], [1, 1, 2]), r"they lie in -2\.\.0"),
+        (([[0.0]], [1], [1]), r"indices must be integers \[q, k\]"),
+        (([[0], [0]], [1], [1]), "query_labels must be one a query, 2"),
+        (([[0]], [1.0], [1]), "must be 1 integers or strings; they are float64"),
+        (([[0]], [1], ["a"]), "all integers or all strings"),
+        (([[0]], [1], []), r"gallery_labels must be \[n\], n ≥ 1"),
+    ],
+)
+def test_what_is_no_ranking_is_named(arguments, message):
+    for score in (relevance, knn_accuracy):
+        with pytest.raises(ValueError, match=message):
+            score(*arguments)
+    with pytest.raises(ValueError, match="there are 2 queries and 1 rows"):
+        relevance([[0], [0]], [1, 1], [1], exclude_self=True)
+
+
+def test_no_score_passes_one():
+    relevant = np.array([[True, True, False], [True, True, True]])
+    for score in OF_POSITIVES:
+        with pytest.raises(ValueError, match="query 1 has 1 and 3 relevant neighbours"):
+            score(relevant, [2, 1], 3)
+        assert float(jax.jit(score, static_argnums=2)(relevant, np.array([2, 1]), 3)) == 1
+
+
+@pytest.mark.parametrize("score", [*ORACLES, knn_accuracy])
+def test_averages_over_classes_equal_those_of_each_class_alone(score):
+    indices, queries, gallery = found()
+    relevant, positives = map(np.asarray, relevance(indices, queries, gallery))
+
+    def of(some, **options):
+        if score is knn_accuracy:
+            return score(indices[some], queries[some], gallery, **options)
+        counts = (positives[some],) if score in OF_POSITIVES else ()
+        return score(relevant[some], *counts, 5, **options)
+
+    each = of(slice(None), per_query=True)
+    assert each.shape == (25,) and each.dtype == np.float32
+    classes, means = metrics.class_means(each, queries)
+    assert classes.tolist() == sorted(set(queries.tolist())) and means.dtype == np.float64
+    for label, mean in zip(classes, means, strict=True):
+        assert float(of(queries == label)) == pytest.approx(mean, abs=1e-6)
+
+
+def test_class_means_name_wrong_arguments():
+    with pytest.raises(ValueError, match="scores must be one a query"):
+        metrics.class_means(0.5, [1])
+    with pytest.raises(ValueError, match="labels must be 2 integers or strings"):
+        metrics.class_means([0.5, 1.0], [1])
+
+
+def test_scores_are_float32_under_64_bits():
+    with jax.enable_x64(True):
+        indices, queries, gallery = found()
+        relevant, positives = relevance(indices, queries, gallery)
+        assert positives.dtype == np.int32
+        for score in ORACLES:
+            counts = (positives,) if score in OF_POSITIVES else ()
+            expected = np.mean(
+                [
+                    ORACLES[score](row, int(count), np.int64(5))
+                    for row, count in zip(np.asarray(relevant), positives, strict=True)
+                ]
+            )
+            got = score(relevant, *counts, np.int64(5))
+            assert got.dtype == np.float32 and float(got) == pytest.approx(expected, abs=1e-6)
+        assert knn_accuracy(indices, queries, gallery).dtype == np.float32
+    with pytest.raises(ValueError, match="k must be an integer"):
+        precision_at_k(np.ones((2, 3), bool), 2.0)

@@ -6,6 +6,7 @@ import pytest
 import sklearn.metrics
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.spatial.distance import cdist
 
 from retrieval_jax.metrics import silhouette, silhouette_samples
 from retrieval_jax.metrics.silhouette import _samples
@@ -81,7 +82,8 @@ def test_memory_does_not_grow_with_the_square_of_the_points():
     n, d, clusters, chunk = 50_000, 4, 10, 128
     of_points = np.zeros(n, np.int32)
     arguments = np.zeros((n, d), np.float32), of_points, of_points, np.zeros(clusters, np.int32)
-    temporary = _samples.lower(*arguments, chunk).compile().memory_analysis().temp_size_in_bytes
+    compiled = _samples.lower(*arguments, chunk, "euclidean").compile()
+    temporary = compiled.memory_analysis().temp_size_in_bytes
     assert temporary < 2 * 4 * n * d + 20 * chunk * (chunk + d + clusters) + 8 * n
 
 
@@ -104,3 +106,55 @@ def test_wrong_arguments_are_named(points, labels, message):
 def test_a_chunk_below_one_is_named():
     with pytest.raises(ValueError, match="chunk must be at least 1"):
         silhouette(np.eye(3), [0, 0, 1], chunk=0)
+
+
+@pytest.mark.parametrize("scale", [1e-25, 1e-18, 1e18, 1e25])
+def test_any_magnitude(scale):
+    points, labels = fixture(n=40)
+    found = silhouette_samples(points * np.float32(scale), labels, chunk=16)
+    expected = sklearn.metrics.silhouette_samples(points.astype(np.float64), labels)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
+
+
+def test_float64_is_scored_in_float64_where_there_is():
+    points, labels = (of[:40] for of in fixture())
+    points = 1 + 1e-9 * points.astype(np.float64)
+    for metric in ("euclidean", "manhattan"):
+        # scikit-learn's own Euclidean distances cancel.
+        distances = cdist(points, points, "cityblock" if metric == "manhattan" else metric)
+        expected = sklearn.metrics.silhouette_samples(distances, labels, metric="precomputed")
+        with jax.enable_x64(True):
+            found = silhouette_samples(points, labels, metric=metric, chunk=16)
+        assert found.dtype == np.float64
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("chunk", [7, 1000])
+def test_manhattan_and_given_distances_equal_scikit_learns(chunk):
+    points, labels = fixture(n=40)
+    labels = np.array(["a", "d", "c", "b"])[labels]
+    check(points, labels, chunk)
+    distances = sklearn.metrics.pairwise_distances(points, metric="manhattan")
+    distances *= 1 + np.random.default_rng(0).random((40, 40)) * (1 - np.eye(40))  # one way alone
+    for metric, values in (("manhattan", points), ("precomputed", distances)):
+        expected = sklearn.metrics.silhouette_samples(
+            values.astype(np.float64), labels, metric=metric
+        )
+        found = silhouette_samples(values, labels, metric=metric, chunk=chunk)
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
+        mean = silhouette(values, labels, metric=metric, chunk=chunk)
+        assert mean == pytest.approx(expected.mean(), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("distances", "metric", "message"),
+    [
+        (np.ones((3, 3)), "precomputed", "0 on the diagonal"),
+        (np.eye(3) - 1, "precomputed", "none below 0"),
+        (np.zeros((3, 2)), "precomputed", r"must be \[n, n\]"),
+        (np.eye(3), "cosine", "metric must be one of euclidean, manhattan, precomputed"),
+    ],
+)
+def test_distances_that_are_none_are_named(distances, metric, message):
+    with pytest.raises(ValueError, match=message):
+        silhouette(distances, [0, 0, 1], metric=metric)

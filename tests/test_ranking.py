@@ -155,12 +155,13 @@ def test_share_kept_counts_no_missing_neighbours():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"k": 0}, "k, query_chunk and gallery_chunk must be at least 1"),
+        ({"k": 0}, "k must be at least 1; it is 0"),
         ({"query_chunk": 0}, "at least 1"),
         ({"gallery_chunk": 0}, "at least 1"),
         ({"queries": np.zeros((2, 4))}, "queries have 4 features, but the gallery has 3"),
         ({"queries": np.zeros(3)}, r"queries must be a non-empty \[n, d\] array"),
-        ({"queries": np.zeros((0, 3))}, "queries must be a non-empty"),
+        ({"queries": np.zeros((0, 4))}, "queries have 4 features, but the gallery has 3"),
+        ({"queries": np.zeros((3, 0))}, "queries must be a non-empty"),
         ({"gallery": np.zeros((0, 3))}, "gallery must be a non-empty"),
         ({"queries": np.full((2, 3), np.nan)}, "queries must be finite"),
         ({"gallery": np.full((5, 3), np.inf)}, "gallery must be finite"),

@@ -91,7 +91,7 @@ def test_ten_thousand_queries_rank_as_float64_does():
 
 @partial(jax.jit, static_argnums=(2, 3))
 def _bounds_and_costs(gallery, queries, metric, components):
-    basis, whole = find_basis(gallery, metric, components), components == 12
+    basis, whole = find_basis(gallery, metric, jnp.float32(1), components), components == 12
     of_gallery, _ = bounds(gallery, basis, metric, whole=whole)
     _, of_queries = bounds(queries, basis, metric, whole=whole)
     bound = jnp.dot(of_gallery, of_queries.T, precision="highest").T
@@ -113,7 +113,7 @@ def bounds_and_costs(*arguments):
 def test_bounds_are_never_above_the_cost(metric, components, gallery, queries, scaling):
     scale, offset = np.float32(scaling)
     gallery, queries = (
-        as_compared(jnp.asarray(scale * (of / np.float32(100)) + offset), metric)
+        as_compared(jnp.asarray(scale * (of / np.float32(100)) + offset), metric, jnp.float32(1))
         for of in (gallery, queries)
     )
     basis, bound, exact = bounds_and_costs(gallery, queries, metric, components)
@@ -341,7 +341,7 @@ def test_queries_without_neighbours_do_not_count_in_the_share():
         ({"gallery": np.full((5, 3), np.nan)}, "gallery must be finite"),
         ({"gallery": np.zeros((5, 2))}, "queries have 3 features, but the gallery has 2"),
         ({"gallery": np.zeros(5)}, "gallery must be a non-empty"),
-        ({"k": 0}, "k, query_chunk and gallery_chunk must be at least 1"),
+        ({"k": 0}, "k must be at least 1; it is 0"),
     ],
 )
 @pytest.mark.fast

@@ -17,6 +17,7 @@ from retrieval_jax.metrics.information import (
 from retrieval_jax.metrics.matching import clustering_accuracy, optimal_matching, purity
 from retrieval_jax.metrics.pairs import adjusted_rand_index, fowlkes_mallows, rand_index
 from retrieval_jax.metrics.retrieval import (
+    class_means,
     hit_at_k,
     knn_accuracy,
     mean_average_precision_at_k,
@@ -33,6 +34,7 @@ __all__ = [
     "add_batch",
     "adjusted_mutual_information",
     "adjusted_rand_index",
+    "class_means",
     "clustering_accuracy",
     "completeness",
     "contingency_counts",

@@ -7,6 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from retrieval_jax.metrics.labels import narrow
+from retrieval_jax.numerics.arguments import whole_number
+
 # Labels counted at a time: bounds the memory for their 32-bit copies, and keeps counts below 2³¹.
 _BLOCK = 1 << 24
 
@@ -19,8 +22,8 @@ def contingency_counts(
     A point with a label outside the table, such as -1 for a padded row, is not counted.
 
     Args:
-      classes: int [n], converted to int32.
-      clusters: int [n], converted to int32.
+      classes: int [n].
+      clusters: int [n].
       num_classes: rows of the table.
       num_clusters: columns of the table.
 
@@ -28,13 +31,16 @@ def contingency_counts(
       int32 [num_classes, num_clusters], exact below 2³¹ points. `contingency_table` has no limit.
 
     Raises:
-      ValueError: labels that are not [n] and [n], or a table without cells or with 2³¹ and more.
+      ValueError: labels that are not integers [n] and [n], or a table without cells or with 2³¹
+        and more.
 
     Example:
       >>> contingency_counts([0, 0, 1, -1], [0, 1, 1, 1], 2, 2).tolist()
       [[1, 1], [0, 1]]
     """
-    classes, clusters = jnp.asarray(classes, jnp.int32), jnp.asarray(clusters, jnp.int32)
+    classes, clusters = narrow(classes, "classes"), narrow(clusters, "clusters")
+    num_classes = whole_number(num_classes, "num_classes", 0)
+    num_clusters = whole_number(num_clusters, "num_clusters", 0)
     if classes.ndim != 1 or classes.shape != clusters.shape:
         raise ValueError(
             f"classes and clusters must be [n] and [n], not {classes.shape} and {clusters.shape}."
@@ -120,8 +126,11 @@ def counted(table: np.ndarray) -> tuple[np.ndarray, int]:
       >>> table.dtype, n
       (dtype('int64'), 4)
     """
-    table = np.asarray(table, np.int64)
-    if table.ndim != 2 or (table < 0).any():
+    given = np.asarray(table)
+    if given.dtype.kind not in "iuf":
+        raise ValueError(f"a contingency table holds counts; this one is of {given.dtype}.")
+    table = given.astype(np.int64)
+    if table.ndim != 2 or (table < 0).any() or (table != given).any():
         raise ValueError(
             f"a contingency table is [c, k] counts, none negative; the shape is {table.shape}."
         )

@@ -205,7 +205,7 @@ def _expected_information(classes: np.ndarray, clusters: np.ndarray, n: int) -> 
 
 def _expected_terms(a: int, b: np.ndarray, n: int) -> np.ndarray:
     """E[x/n · log(n x / (a b))] [m] of the overlap x of a and b [m] of n points, hypergeometric."""
-    mean = a * b / n
+    mean = a * (b / n)  # the product of two counts may pass 64 bits
     # Bernstein's inequality, which holds for draws without replacement (Hoeffding, 1963).
     reach = _TAIL / 3 + np.sqrt((_TAIL / 3) ** 2 + 2 * _TAIL * mean)
     first = np.maximum(np.maximum(0, a + b - n), np.floor(mean - reach).astype(np.int64))

@@ -98,6 +98,8 @@ def _pairs(table: np.ndarray) -> tuple[int, int, int, int]:
     Python integers: the products of two pair counts pass 64 bits at 60,000 points.
     """
     table, n = counted(table)
+    if n >> 31:  # squares of counts pass 64 bits
+        table = table.astype(object)
     both = int((table**2).sum())
     by_class = int((table.sum(1) ** 2).sum())
     by_cluster = int((table.sum(0) ** 2).sum())

@@ -38,12 +38,12 @@ def block_bounds(rows: jax.Array, offsets: jax.Array, basis: Basis) -> jax.Array
     """The `bounds` features of the rows in blocks, as the scan multiplies them.
 
     Args:
-      rows: float32 [n, d], cell after cell.
+      rows: [n, d], cell after cell.
       offsets: int32 [cells + 1], where each cell begins.
       basis: of the rows.
 
     Returns:
-      float32 [blocks, features, width]; the bounds of places without a row are infinite.
+      [blocks, features, width] of the rows' type; the bounds of places without a row are infinite.
 
     Example:
       >>> basis = Basis(jnp.zeros(2), jnp.eye(2), jnp.zeros(()))
@@ -55,7 +55,7 @@ def block_bounds(rows: jax.Array, offsets: jax.Array, basis: Basis) -> jax.Array
     width = max(min(n // cells, 512), n // 2**14, 1)
     width = -(-width // GROUP) * GROUP
     blocks = blocks_of(offsets, width, n // width + cells)
-    empty = jnp.zeros((len(blocks.end), basis.vectors.shape[1] + 3, width), jnp.float32)
+    empty = jnp.zeros((len(blocks.end), basis.vectors.shape[1] + 3, width), rows.dtype)
 
     def fill(b: jax.Array, out: jax.Array) -> jax.Array:
         at = blocks.begin[b] + jnp.arange(width)
@@ -96,7 +96,7 @@ def few_bounds(index, blocks: Blocks, queries: jax.Array) -> Bound:
 def all_bounds(index, blocks: Blocks, queries: jax.Array) -> Bound:
     """Bounds in all features, for queries [c, d] less the origin."""
     # All rounding is within slack × |x| |y|, as in `bounds`.
-    keep = 1 - 4 * (queries.shape[1] + 16) * jnp.finfo(jnp.float32).eps
+    keep = 1 - 4 * (queries.shape[1] + 16) * jnp.finfo(queries.dtype).eps
     norms = keep * (queries**2).sum(1)
     places = jnp.arange(index.features.shape[2])
 
@@ -121,7 +121,8 @@ def empty_space(index, pairs: int) -> tuple[jax.Array, jax.Array]:
     """
     tile, tiles = _tiles(index, pairs)
     width = index.features.shape[2]
-    return jnp.zeros((tiles * tile, width)), jnp.zeros((tiles * tile, width // GROUP))
+    places, dtype = tiles * tile, index.features.dtype
+    return jnp.zeros((places, width), dtype), jnp.zeros((places, width // GROUP), dtype)
 
 
 def bound_pairs(index, block: jax.Array, bound: Bound, space: tuple[jax.Array, jax.Array]):

@@ -46,7 +46,7 @@ class _Chunk(NamedTuple):
 
     index: Any  # ClusterIndex
     blocks: Blocks
-    queries: jax.Array  # float32 [c, d], less the origin
+    queries: jax.Array  # [c, d] in the type of the index, less the origin
     bound: Bound
 
 
@@ -64,7 +64,7 @@ def scan(index, queries: jax.Array, cells: jax.Array, k: int) -> Neighbours:
 
     Args:
       index: `cluster_index.ClusterIndex`.
-      queries: float32 [q, d].
+      queries: [q, d] in the type of the index.
       cells: int32 [q, probes], distinct in a row.
       k: neighbours a query, ≥ 1.
 
@@ -78,7 +78,7 @@ def scan(index, queries: jax.Array, cells: jax.Array, k: int) -> Neighbours:
       [[2, 0]]
     """
     shape = (len(queries), k)
-    none = Neighbours(jnp.zeros(shape, jnp.int32), jnp.zeros(shape, jnp.float32))
+    none = Neighbours(jnp.zeros(shape, jnp.int32), jnp.zeros(shape, queries.dtype))
     state = none, jnp.zeros(len(queries), bool)
     for wanted, bound in (
         (index.basis.residue < RESIDUE, few_bounds),
@@ -159,7 +159,8 @@ def _search_chunk(chunk: _Chunk, cells, wanted, slots, k, space):
         block = jnp.where(at < cells.shape[1], blocks.first[cell + 1] + from_last, len(blocks.end))
         return state[0] + slots, *_search_blocks(chunk, block, *state[1:])
 
-    none = _Found(jnp.full((k, c), jnp.inf), jnp.zeros((k, c), jnp.int32), jnp.full(c, jnp.inf))
+    far = partial(jnp.full, fill_value=jnp.inf, dtype=chunk.queries.dtype)
+    none = _Found(far((k, c)), jnp.zeros((k, c), jnp.int32), far(c))
     _, found, space = lax.while_loop(unfinished, search_round, (0, none, space))
     return (Neighbours(found.ids.T, found.squared.T), found.squared[-1] <= found.bound), space
 
@@ -265,7 +266,8 @@ def _settle(index, queries, cells, found: Neighbours, done) -> Neighbours:
         cell = jnp.searchsorted(index.offsets, jnp.arange(n), side="right") - 1
         inside = (cell[:, None] == cells[i]).any(1)
         exact = jnp.where(inside, costs(queries[i], index.rows, "euclidean"), jnp.inf)
-        exact = jnp.full(n + k, jnp.inf).at[index.indices].set(exact)  # in order of index
+        none = jnp.full(n + k, jnp.inf, exact.dtype)
+        exact = none.at[index.indices].set(exact)  # in order of index
         exact, best = lax.top_k(-exact, k)
         found = jax.tree.map(lambda of, to: of.at[i].set(to), found, Neighbours(best, -exact))
         return found, done.at[i].set(True)

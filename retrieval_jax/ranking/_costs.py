@@ -8,9 +8,10 @@ matrix product, and ranked by `costs`.
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import DTypeLike
 
 from retrieval_jax.numerics.bounds import SAMPLE, Basis, principal_basis
-from retrieval_jax.numerics.distances import FULL_PRECISION, unit
+from retrieval_jax.numerics.distances import FULL_PRECISION, power_of_two, unit
 from retrieval_jax.ranking.neighbours import Metric
 
 # Components of the bounds. With their three other features a multiple of 16, which vectors are made
@@ -20,19 +21,37 @@ COMPONENTS = 29
 RESIDUE = 0.1
 
 
-def as_compared(rows: jax.Array, metric: Metric) -> jax.Array:
-    """Rows [..., d] as float32, of length 1 for the cosine (a zero row stays zero).
+def scale_of(*arrays: jax.Array, dtype: DTypeLike) -> jax.Array:
+    """The power of two that rows are multiplied by before they are compared: squares stay finite.
+
+    It brings the largest magnitude to 2³¹..2³²: with the squares of more than a million features
+    still finite, differences of 10⁻²⁸ of it are not lost.
 
     Example:
-      >>> as_compared(jnp.array([[0.0, 5.0], [0.0, 0.0]]), "cosine").tolist()
-      [[0.0, 1.0], [0.0, 0.0]]
+      >>> float(scale_of(jnp.array([[1e-20, -3e-20]]), dtype=jnp.float32)) * 3e-20 > 2**31
+      True
     """
-    rows = rows.astype(jnp.float32)
-    return unit(rows) if metric == "cosine" else rows
+    largest = [jnp.abs(array).max().astype(dtype) for array in arrays]
+    tiny = jnp.finfo(dtype).tiny
+    return power_of_two(jnp.maximum(jnp.stack(largest).max() * 2.0**-32, tiny))
+
+
+def as_compared(rows: jax.Array, metric: Metric, scale: jax.Array) -> jax.Array:
+    """Rows [..., d] in the type of the scale; for the cosine of length 1 (a zero row stays zero).
+
+    Example:
+      >>> rows = jnp.array([[0.0, 5.0], [0.0, 0.0]])
+      >>> as_compared(rows, "cosine", jnp.float32(1)).tolist()
+      [[0.0, 1.0], [0.0, 0.0]]
+      >>> as_compared(rows, "euclidean", jnp.float32(2)).tolist()
+      [[0.0, 10.0], [0.0, 0.0]]
+    """
+    rows = rows.astype(scale.dtype)
+    return unit(rows) if metric == "cosine" else rows * scale
 
 
 def costs(queries: jax.Array, rows: jax.Array, metric: Metric) -> jax.Array:
-    """The cost of each row to its query, in float32 from differences, so never by cancellation.
+    """The cost of each row to its query, from differences, so never by cancellation.
 
     A zero vector has cosine 0 to everything, itself included.
 
@@ -42,7 +61,7 @@ def costs(queries: jax.Array, rows: jax.Array, metric: Metric) -> jax.Array:
       metric: as `nearest`.
 
     Returns:
-      float32 [...].
+      [...], of their type.
 
     Example:
       >>> costs(jnp.array([[0.0, 3.0]]), jnp.array([[4.0, 0.0]]), "euclidean").tolist()
@@ -57,30 +76,32 @@ def costs(queries: jax.Array, rows: jax.Array, metric: Metric) -> jax.Array:
     return squared
 
 
-def as_distances(least: jax.Array, metric: Metric) -> jax.Array:
-    """Costs as the metric names them.
+def as_distances(least: jax.Array, metric: Metric, scale: jax.Array) -> jax.Array:
+    """Costs of rows `as_compared` as the metric names them; the gradient of a distance 0 is 0.
 
     Example:
-      >>> as_distances(jnp.array([4.0]), "euclidean").tolist()
-      [2.0]
+      >>> as_distances(jnp.array([4.0]), "euclidean", jnp.float32(2)).tolist()
+      [1.0]
     """
     match metric:
         case "euclidean":
-            return jnp.sqrt(least)
+            positive = least > 0
+            return jnp.where(positive, jnp.sqrt(jnp.where(positive, least, 1)), 0) / scale
         case "sqeuclidean":
-            return least
+            return least / scale / scale
         case "cosine":
             return least / 2
-    return -least
+    return -least / scale / scale
 
 
 def _dot(x: jax.Array, y: jax.Array) -> jax.Array:
-    """x·y over the last axis as if in twice the precision of float32, rounded once.
+    """x·y over the last axis as if in twice the precision of its type, rounded once.
 
     Products by Dekker's splitting, sums by Knuth's two-sum in halves. T. Ogita, S. Rump, S. Oishi,
     "Accurate sum and dot product", SIAM J. Scientific Computing, 2005.
     """
-    x_high, y_high = (lax.reduce_precision(of, 8, 11) for of in (x, y))
+    info = jnp.finfo(x.dtype)
+    x_high, y_high = (lax.reduce_precision(of, info.nexp, (info.nmant - 1) // 2) for of in (x, y))
     x_low, y_low = x - x_high, y - y_high
     total = x * y
     error = ((x_high * y_high - total) + x_high * y_low + x_low * y_high) + x_low * y_low
@@ -96,15 +117,17 @@ def _dot(x: jax.Array, y: jax.Array) -> jax.Array:
     return (total + error)[..., 0]
 
 
-def find_basis(gallery: jax.Array, metric: Metric, components: int = COMPONENTS) -> Basis:
-    """Principal components of some of the rows [n, d].
+def find_basis(
+    gallery: jax.Array, metric: Metric, scale: jax.Array, components: int = COMPONENTS
+) -> Basis:
+    """Principal components of some of the rows [n, d], as they are compared.
 
     Example:
-      >>> basis = find_basis(jnp.array([[1.0, 5.0], [3.0, 5.0]]), "euclidean")
+      >>> basis = find_basis(jnp.array([[1.0, 5.0], [3.0, 5.0]]), "euclidean", jnp.float32(1))
       >>> basis.origin.tolist(), basis.vectors.shape
       ([2.0, 5.0], (2, 2))
     """
-    sample = as_compared(gallery[:: -(-len(gallery) // SAMPLE)], metric)
+    sample = as_compared(gallery[:: -(-len(gallery) // SAMPLE)], metric, scale)
     # Inner products have no origin but 0.
     return principal_basis(sample, sample.mean(0) * (metric != "inner_product"), components)
 
@@ -137,7 +160,7 @@ def bounds(
       9.0
     """
     rows = rows - basis.origin
-    slack = (rows.shape[1] + 16) * jnp.finfo(jnp.float32).eps
+    slack = (rows.shape[1] + 16) * jnp.finfo(rows.dtype).eps
     square = (rows**2).sum(1, keepdims=True)
     if whole:
         p, left = rows, jnp.zeros_like(square)

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import DTypeLike
 
 from retrieval_jax.numerics.bounds import Basis
 from retrieval_jax.numerics.distances import FULL_PRECISION, over_chunks
@@ -55,6 +56,7 @@ class _Tile(NamedTuple):
     """Rows in order of label, then of index: those of a query's label follow one another."""
 
     rows: jax.Array  # [t, d] `as_compared`
+    scale: jax.Array  # by which they were multiplied
     indices: jax.Array  # int32 [t] in the gallery
     begin: jax.Array  # int32 [q], the rows that each query may find
     end: jax.Array
@@ -66,6 +68,17 @@ class _Features(NamedTuple):
 
     few: jax.Array  # [n, components + 3]
     all: jax.Array  # [n, d + 3]
+
+
+def nothing_found(queries: int, k: int, dtype: DTypeLike) -> Found:
+    """No neighbours yet.
+
+    Example:
+      >>> nothing_found(1, 2, jnp.float32).indices.tolist()
+      [[-1, -1]]
+    """
+    shape = (queries, k)
+    return Found(jnp.full(shape, jnp.inf, dtype), jnp.full(shape, -1, jnp.int32))
 
 
 def least(found: Found, k: int) -> Found:
@@ -98,21 +111,24 @@ def search(
     mask: jax.Array,
     labels: tuple[jax.Array, jax.Array],
     first: jax.Array | int,
+    scale: jax.Array,
     setting: Setting,
 ) -> Found:
     """The k neighbours of queries [q, d] in gallery [n, d] where mask [n], counted from `first`.
 
-    Labels int32 [q] and [n]: a query finds rows of its own label alone, none if it is below 0.
+    Labels int [q] and [n]: a query finds rows of its own label alone, none if it is below 0. Rows
+    are compared times `scale`, in its type.
 
     Example:
       >>> setting = Setting(1, "euclidean", False, None, query_chunk=1, gallery_chunk=16)
       >>> labels = jnp.array([0]), jnp.array([0, 0])
-      >>> search(jnp.zeros((1, 2)), jnp.eye(2), jnp.array([False, True]), labels, 70, setting)
+      >>> mask, one = jnp.array([False, True]), jnp.float32(1)
+      >>> search(jnp.zeros((1, 2)), jnp.eye(2), mask, labels, 70, one, setting)
       Found(costs=Array([[1.]], dtype=float32), indices=Array([[71]], dtype=int32))
     """
     n = len(gallery)
     size = min(setting.gallery_chunk, n)
-    basis = find_basis(gallery, setting.metric)
+    basis = find_basis(gallery, setting.metric, scale)
 
     def search_tile(i: jax.Array, found: Found) -> Found:
         # The last tile of a ragged count starts early so as to be whole.
@@ -126,13 +142,12 @@ def search(
             for side in ("left", "right")
         )
         end = jnp.where(labels[0] < 0, begin, end)
-        rows = as_compared(part(gallery)[order], setting.metric)
+        rows = as_compared(part(gallery)[order], setting.metric, scale)
         indices = (first + start + order).astype(jnp.int32)
-        tile = _Tile(rows, indices, begin, end, n == size)
+        tile = _Tile(rows, scale, indices, begin, end, n == size)
         return _search_tile(found, queries, tile, basis, setting)
 
-    shape = (len(queries), setting.k)
-    none = Found(jnp.full(shape, jnp.inf, jnp.float32), jnp.full(shape, -1, jnp.int32))
+    none = nothing_found(len(queries), setting.k, scale.dtype)
     return lax.fori_loop(0, -(-n // size), search_tile, none)
 
 
@@ -162,7 +177,7 @@ def _filter(state, few, queries, tile, basis, setting) -> tuple[Found, jax.Array
     def add(i: jax.Array, state):
         found, done = state
         number = lax.dynamic_slice_in_dim(turns, i * chunk, chunk)
-        rows = as_compared(queries[number], setting.metric)
+        rows = as_compared(queries[number], setting.metric, tile.scale)
         old = jax.tree.map(lambda of: of[number], found)
         begin = tile.begin[number]
         end = jnp.where(done[number], begin, tile.end[number])
@@ -189,7 +204,7 @@ def _features(few, rows: jax.Array, basis: Basis, metric: Metric) -> _Features:
             made, _ = bounds(part, basis, metric, whole=whole)
             return lax.dynamic_update_slice(out, made, (start, 0))
 
-        out = jnp.zeros((t + -t % GROUP, width + 3), jnp.float32)
+        out = jnp.zeros((t + -t % GROUP, width + 3), rows.dtype)
         # A chunk at a time: what is made on the way stays in cache.
         return lax.cond(
             few != whole, lambda: over_chunks(rows, min(_ROWS, t), fill, out), lambda: out
@@ -285,7 +300,7 @@ def _scan(state, queries, tile, setting) -> Found:
     def add(state: tuple[Found, jax.Array]) -> tuple[Found, jax.Array]:
         found, done = state
         number = done.argmin()[None]
-        query = as_compared(queries[number], setting.metric)
+        query = as_compared(queries[number], setting.metric, tile.scale)
         inside = (row >= tile.begin[number]) & (row < tile.end[number])
         every = jnp.where(inside, row, len(row))[None]
         here = Found(costs(query, tile.rows, setting.metric)[None], every)

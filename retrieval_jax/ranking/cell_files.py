@@ -5,6 +5,7 @@ read, so that no file can break a search with bounds that are none. Nothing in i
 """
 
 import io
+import os
 import zipfile
 from typing import Any
 
@@ -12,27 +13,30 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from retrieval_jax.ranking.cells import ClusterIndex, completed
+from retrieval_jax.ranking._cell_arguments import in_halves
+from retrieval_jax.ranking.cells import ClusterIndex, completed, own_ids
 from retrieval_jax.runtime.errors import UserError, reason
 from retrieval_jax.runtime.files import checksum, read_bytes, write_arrays
 
 _VERSION = 2  # 1 was no .npz
-# Of each field that all others follow from: its type and its dimensions.
-_FIELDS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "centroids": ("<f4", ("cells", "d")),
-    "origin": ("<f4", ("d",)),
-    "rows": ("<f4", ("n", "d")),
-    "squares": ("<f4", ("n",)),
-    "indices": ("<i4", ("n",)),
-    "offsets": ("<i4", ("cells + 1",)),
+# Of each field that all others follow from: whether it holds floats, and its dimensions.
+_FIELDS: dict[str, tuple[bool, tuple[str, ...]]] = {
+    "centroids": (True, ("cells", "d")),
+    "origin": (True, ("d",)),
+    "rows": (True, ("n", "d")),
+    "squares": (True, ("n",)),
+    "indices": (False, ("n",)),
+    "offsets": (False, ("cells + 1",)),
 }
+# Of each gallery row, int64 [n]; absent where the index has none.
+_IDS = "ids"
 
 
-def save(path: epath.PathLike, index: ClusterIndex) -> None:
+def save(path: str | os.PathLike[str], index: ClusterIndex) -> None:
     """Writes an index to a file, whole or not at all; one that is there is replaced.
 
     Args:
-      path: the file, here or on gs://.
+      path: the file, here or on gs://; text, of pathlib, of etils, or any other path.
       index: `ClusterIndex`.
 
     Raises:
@@ -46,18 +50,21 @@ def save(path: epath.PathLike, index: ClusterIndex) -> None:
       >>> load(path).offsets.tolist()
       [0, 2, 3]
     """
-    arrays = {
-        name: np.asarray(getattr(index, name)).astype(kind) for name, (kind, _) in _FIELDS.items()
-    }
+    arrays = {name: np.asarray(getattr(index, name)) for name in _FIELDS}
+    if index.ids is not None:
+        arrays[_IDS] = own_ids(index, np.arange(len(index.rows)))
+    arrays = {name: array.astype(array.dtype.newbyteorder("<")) for name, array in arrays.items()}
     crc32 = np.uint32(checksum(list(arrays.values())))
-    write_arrays(epath.Path(path), version=np.int32(_VERSION), crc32=crc32, **arrays)
+    write_arrays(_path(path), version=np.int32(_VERSION), crc32=crc32, **arrays)
 
 
-def load(path: epath.PathLike) -> ClusterIndex:
+def load(path: str | os.PathLike[str]) -> ClusterIndex:
     """Reads an index that `save` wrote, bit for bit (but for rounding of basis and features).
 
+    One of float64 is read as float32 where `jax_enable_x64` is off.
+
     Args:
-      path: the file, here or on gs://.
+      path: the file, as for `save`.
 
     Returns:
       `ClusterIndex`.
@@ -71,7 +78,7 @@ def load(path: epath.PathLike) -> ClusterIndex:
         return UserError(f"the index file {str(path)!r} {fault}")
 
     try:
-        content = read_bytes(epath.Path(path))
+        content = read_bytes(_path(path))
     except OSError as error:
         raise refusal(f"can't be read ({reason(error)}); give the path of one") from error
     if not zipfile.is_zipfile(io.BytesIO(content)):
@@ -90,11 +97,16 @@ def load(path: epath.PathLike) -> ClusterIndex:
         )
     if not _sound_shapes(arrays):
         raise refusal("has arrays of types or shapes that do not fit; build the index again")
-    if checksum([arrays[name] for name in _FIELDS]) != crc32:
+    if checksum([arrays[name] for name in (*_FIELDS, _IDS) if name in arrays]) != crc32:
         raise refusal("is damaged (its checksum is wrong); copy it again or build the index again")
     if not _sound_values(arrays):
         raise refusal("holds values that are no index's; build the index again")
-    return completed(**{name: jnp.asarray(arrays[name]) for name in _FIELDS})
+    index = completed(**{name: jnp.asarray(arrays[name]) for name in _FIELDS})
+    return index._replace(ids=in_halves(arrays[_IDS])) if _IDS in arrays else index
+
+
+def _path(path: str | os.PathLike[str]) -> epath.Path:
+    return epath.Path(os.fspath(path))
 
 
 def _members(content: bytes) -> dict[str, np.ndarray]:
@@ -110,15 +122,20 @@ def _members(content: bytes) -> dict[str, np.ndarray]:
 
 
 def _sound_shapes(arrays: dict[str, np.ndarray]) -> bool:
-    if arrays.keys() != _FIELDS.keys():
+    if arrays.keys() - {_IDS} != _FIELDS.keys():
         return False
     if any(arrays[name].ndim != len(axes) for name, (_, axes) in _FIELDS.items()):
         return False
     (cells, d), n = arrays["centroids"].shape, len(arrays["rows"])
     sizes = {"cells": cells, "d": d, "n": n, "cells + 1": cells + 1}
-    return min(cells, d, n) > 0 and all(
-        arrays[name].dtype == kind and arrays[name].shape == tuple(sizes[axis] for axis in axes)
-        for name, (kind, axes) in _FIELDS.items()
+    kind = arrays["rows"].dtype
+    if kind not in ("<f4", "<f8") or min(cells, d, n) < 1:
+        return False
+    ids = arrays.get(_IDS, np.zeros(n, "<i8"))
+    return (ids.dtype == "<i8" and ids.shape == (n,)) and all(
+        arrays[name].dtype == (kind if floats else "<i4")
+        and arrays[name].shape == tuple(sizes[axis] for axis in axes)
+        for name, (floats, axes) in _FIELDS.items()
     )
 
 
@@ -127,10 +144,12 @@ def _sound_values(arrays: dict[str, np.ndarray]) -> bool:
     n = len(indices)
     if offsets[0] != 0 or offsets[-1] != n or (offsets[1:] < offsets[:-1]).any():
         return False
+    ids = arrays.get(_IDS, np.arange(n))
     # In order of index in every cell, as equal distances are told apart.
     falls = np.flatnonzero(indices[1:] < indices[:-1]) + 1
     return (
         bool((np.sort(indices) == np.arange(n)).all())
+        and bool((ids >= 0).all() and len(np.unique(ids)) == n)
         and bool(np.isin(falls, offsets).all())
         and all(bool(np.isfinite(a).all()) for a in arrays.values())
         and bool(np.allclose(arrays["squares"], (arrays["rows"] ** 2).sum(1), rtol=1e-4))

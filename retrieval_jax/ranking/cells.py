@@ -21,19 +21,27 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from retrieval_jax.kmeans import kmeans, predict
+from retrieval_jax.numerics.arguments import checked_queries, whole_number
 from retrieval_jax.numerics.bounds import Basis
 from retrieval_jax.numerics.distances import (
     FULL_PRECISION,
-    as_array,
     centre,
     matrix,
     over_chunks,
     same_features,
 )
 from retrieval_jax.ranking import Neighbours
+from retrieval_jax.ranking._cell_arguments import (
+    check_magnitudes,
+    checked_cells,
+    checked_ids,
+    checked_probes,
+    in_halves,
+)
 from retrieval_jax.ranking._cell_bounds import block_bounds
 from retrieval_jax.ranking._cell_search import scan
 from retrieval_jax.ranking._costs import find_basis
+from retrieval_jax.ranking.neighbours import compared_in, no_neighbours
 
 
 class ClusterIndex(NamedTuple):
@@ -42,16 +50,19 @@ class ClusterIndex(NamedTuple):
     Rows are held less `origin`, so that a common offset costs no precision.
 
     Attributes:
-      centroids: float32 [cells, d], in the coordinates of the gallery.
-      origin: float32 [d].
-      rows: float32 [n, d], gallery rows less the origin; a cell's rows follow one another in order
-        of gallery index.
-      squares: float32 [n], squared lengths of `rows`.
+      centroids: [cells, d], in the coordinates of the gallery. float32, as all that is no integer;
+        float64 where the gallery was float64 under `jax_enable_x64`.
+      origin: [d].
+      rows: [n, d], gallery rows less the origin; a cell's rows follow one another in order of
+        gallery index.
+      squares: [n], squared lengths of `rows`.
       indices: int32 [n], the gallery index of each of `rows`.
       offsets: int32 [cells + 1]; cell c holds rows offsets[c] to offsets[c + 1].
       basis: principal components of `rows`.
-      features: float32 [blocks, components + 3, width], from which the search bounds distances: of
-        each cell's rows in blocks of `width`, at most 3 n in all.
+      features: [blocks, components + 3, width], from which the search bounds distances: of each
+        cell's rows in blocks of `width`, at most 3 n in all.
+      ids: uint32 [n, 2], the upper and lower halves of each gallery row's own id, in order of
+        gallery index (JAX has no 64 bits by default); None where rows have none but their index.
     """
 
     centroids: jax.Array
@@ -62,10 +73,16 @@ class ClusterIndex(NamedTuple):
     offsets: jax.Array
     basis: Basis
     features: jax.Array
+    ids: jax.Array | None = None
 
 
 def build(
-    key: jax.Array, gallery: ArrayLike, cells: int, *, max_iterations: int = 25
+    key: jax.Array,
+    gallery: ArrayLike,
+    cells: int,
+    *,
+    max_iterations: int = 25,
+    ids: ArrayLike | None = None,
 ) -> ClusterIndex:
     """Groups a gallery by a k-means of its own, with one seeding.
 
@@ -73,16 +90,17 @@ def build(
 
     Args:
       key: JAX random key of the seeding.
-      gallery: [n, d], converted to float32. For cosine order give unit vectors, to `search` too:
-        between them a smaller Euclidean distance is a larger cosine.
+      gallery: [n, d]. For cosine order give unit vectors, to `search` too: between them a smaller
+        Euclidean distance is a larger cosine.
       cells: number of cells, 1 ≤ cells ≤ n; √n to 4 √n is usual.
       max_iterations: of k-means; the search is exact in its cells however good they are.
+      ids: as for `group`.
 
     Returns:
       `ClusterIndex`.
 
     Raises:
-      ValueError: as `kmeans`.
+      ValueError: as `kmeans` and `group`.
 
     Example:
       >>> gallery = [[0.0], [9.0], [1.0], [8.0]]
@@ -91,38 +109,45 @@ def build(
     """
     gallery = matrix(gallery, "gallery")
     found = kmeans(key, gallery, cells, restarts=1, max_iterations=max_iterations)
-    return _grouped(gallery, found.labels, found.centroids)
+    return group(gallery, found.labels, found.centroids, ids=ids)
 
 
-def group(gallery: ArrayLike, labels: ArrayLike, centroids: ArrayLike) -> ClusterIndex:
+def group(
+    gallery: ArrayLike, labels: ArrayLike, centroids: ArrayLike, *, ids: ArrayLike | None = None
+) -> ClusterIndex:
     """Groups a gallery by cells that are known already.
 
     Args:
-      gallery: [n, d], converted to float32; unit vectors for cosine order, as in `build`.
+      gallery: [n, d]; unit vectors for cosine order, as in `build`. Squared distances between rows,
+        and to queries, must stay inside the type: magnitudes of 1e-15 to 1e16 in float32.
       labels: int [n], the cell of each row, 0 ≤ label < cells. It need not be the nearest, but what
         is searched depends on it. Cells may be empty.
-      centroids: [cells, d], converted to float32.
+      centroids: [cells, d].
+      ids: int64 [n] on the host, each row's own id, none twice, ≥ 0; by default rows have none but
+        their gallery index. `own_ids` translates what a search finds.
 
     Returns:
       `ClusterIndex`.
 
     Raises:
       ValueError: arrays of the wrong shape, dtype or (where they are concrete, not traced by an
-        outer jit) range; values that are NaN or infinite.
+        outer jit) range; values that are NaN or infinite; ids that repeat.
 
     Example:
       >>> index = group([[0.0], [9.0], [1.0]], [0, 1, 0], [[0.5], [9.0]])
       >>> index.indices.tolist(), index.offsets.tolist()
       ([0, 2, 1], [0, 2, 3])
     """
-    gallery = matrix(gallery, "gallery")
-    centroids = matrix(centroids, "centroids").astype(jnp.float32)
+    gallery, centroids = matrix(gallery, "gallery"), matrix(centroids, "centroids")
     same_features(gallery, "gallery", centroids)
+    check_magnitudes(gallery, "gallery")
     labels = checked_cells(labels, (len(gallery),), len(centroids), "labels")
-    return _grouped(gallery, labels, centroids)
+    halves = None if ids is None else in_halves(checked_ids(ids, len(gallery)))
+    dtype = compared_in(gallery.dtype, centroids.dtype)
+    return _grouped(gallery.astype(dtype), labels, centroids.astype(dtype))._replace(ids=halves)
 
 
-def add(index: ClusterIndex, rows: ArrayLike) -> ClusterIndex:
+def add(index: ClusterIndex, rows: ArrayLike, *, ids: ArrayLike | None = None) -> ClusterIndex:
     """Returns an index with more rows, each in the cell of its nearest centroid.
 
     Their gallery indices go on from the largest. The centroids stay, so the index is the one that
@@ -130,13 +155,15 @@ def add(index: ClusterIndex, rows: ArrayLike) -> ClusterIndex:
 
     Args:
       index: `ClusterIndex` of n rows.
-      rows: [m, d], converted to float32.
+      rows: [m, d].
+      ids: int64 [m], theirs, given if and only if the index has ids.
 
     Returns:
       `ClusterIndex` of n + m rows.
 
     Raises:
-      ValueError: rows of the wrong shape, or NaN or infinite.
+      ValueError: rows of the wrong shape, or NaN or infinite; ids that repeat or are there already,
+        missing or too many.
 
     Example:
       >>> index = group([[0.0], [9.0], [1.0]], [0, 1, 0], [[0.5], [9.0]])
@@ -145,7 +172,119 @@ def add(index: ClusterIndex, rows: ArrayLike) -> ClusterIndex:
     """
     rows = matrix(rows, "rows")
     same_features(rows, "rows", index.centroids)
-    return _added(index, rows, predict(rows, index.centroids))
+    check_magnitudes(rows, "rows")
+    if (ids is None) != (index.ids is None):
+        raise ValueError("ids must be given for added rows if the index has ids, and only then.")
+    halves = None
+    if ids is not None:
+        new = checked_ids(ids, len(rows))
+        both = np.concatenate([own_ids(index, np.arange(len(index.rows))), new])
+        halves = in_halves(checked_ids(both, len(both)))
+    rows = rows.astype(index.rows.dtype)
+    labels = predict(rows, index.centroids)
+    return _added(index._replace(ids=None), rows, labels)._replace(ids=halves)
+
+
+def remove(index: ClusterIndex, ids: ArrayLike) -> ClusterIndex:
+    """Returns an index without some rows: the one that `group` makes of the others.
+
+    So the gallery indices of later rows move up, as by `np.delete`; ids of one's own stay. It costs
+    a copy of the index, on the host: remove many at a time. Not for use under jit.
+
+    Args:
+      index: `ClusterIndex` of n rows.
+      ids: int [m], own ids where the index has them, otherwise gallery indices.
+
+    Returns:
+      `ClusterIndex` of n - m rows.
+
+    Raises:
+      ValueError: ids that the index does not have, or that repeat; all of its rows.
+
+    Example:
+      >>> index = group([[0.0], [9.0], [1.0]], [0, 1, 0], [[0.5], [9.0]], ids=[70, 80, 90])
+      >>> left = remove(index, [70])
+      >>> left.indices.tolist(), own_ids(left, left.indices).tolist()
+      ([1, 0], [90, 80])
+    """
+    gone = _gallery_indices(index, checked_ids(ids))
+    n = len(index.rows)
+    if len(gone) == n:
+        raise ValueError(f"an index can't be empty; all of its {n} rows were to be removed.")
+    stays = np.ones(n, bool)
+    stays[gone] = False
+    indices = np.asarray(index.indices)
+    at = np.flatnonzero(stays[indices])
+    before = np.concatenate([[0], np.cumsum(stays[indices])])
+    left = completed(
+        index.centroids,
+        index.origin,
+        index.rows[at],
+        index.squares[at],
+        jnp.asarray((np.cumsum(stays) - 1)[indices[at]], jnp.int32),
+        jnp.asarray(before[np.asarray(index.offsets)], jnp.int32),
+    )
+    return left if index.ids is None else left._replace(ids=index.ids[np.flatnonzero(stays)])
+
+
+def reconstruct(index: ClusterIndex, ids: ArrayLike) -> jax.Array:
+    """The gallery rows of some ids, right to rounding of the origin taken off and added again.
+
+    Args:
+      index: `ClusterIndex`.
+      ids: int [m], own ids where the index has them, otherwise gallery indices.
+
+    Returns:
+      [m, d], in the type of the index.
+
+    Raises:
+      ValueError: ids that the index does not have.
+
+    Example:
+      >>> index = group([[0.0], [9.0], [1.0]], [0, 1, 0], [[0.5], [9.0]])
+      >>> reconstruct(index, [2, 1]).tolist()
+      [[1.0], [9.0]]
+    """
+    place = np.argsort(np.asarray(index.indices))
+    wanted = _gallery_indices(index, checked_ids(ids, unique=False))
+    return index.rows[place[wanted]] + index.origin
+
+
+def own_ids(index: ClusterIndex, indices: ArrayLike) -> np.ndarray:
+    """The own ids of gallery indices that a search found: int64 on the host, -1 for the missing.
+
+    Args:
+      index: `ClusterIndex` with ids.
+      indices: int, any shape, of a search in it.
+
+    Returns:
+      int64, the same shape.
+
+    Raises:
+      ValueError: an index without ids.
+
+    Example:
+      >>> index = group([[0.0], [9.0], [1.0]], [0, 1, 0], [[0.5], [9.0]], ids=[5, 6, 2**40])
+      >>> own_ids(index, search(index, [[1.5]], k=3, probes=1).indices).tolist()
+      [[1099511627776, 5, -1]]
+    """
+    if index.ids is None:
+        raise ValueError("the index has no ids but the gallery indices; give `ids` to `group`.")
+    indices = np.asarray(indices)
+    upper, lower = np.asarray(index.ids).astype(np.int64).T
+    return np.where(indices < 0, -1, ((upper << 32) | lower)[indices])
+
+
+def _gallery_indices(index: ClusterIndex, ids: np.ndarray) -> np.ndarray:
+    """The gallery indices [m] of ids [m]."""
+    n = len(index.rows)
+    known = np.arange(n) if index.ids is None else own_ids(index, np.arange(n))
+    order = np.argsort(known)
+    at = order[np.searchsorted(known, ids, sorter=order).clip(max=n - 1)]
+    unknown = ids[known[at] != ids]
+    if len(unknown):
+        raise ValueError(f"the index has no row of id {unknown[0]}.")
+    return at
 
 
 def search(index: ClusterIndex, queries: ArrayLike, k: int, *, probes: int) -> Neighbours:
@@ -159,7 +298,7 @@ def search(index: ClusterIndex, queries: ArrayLike, k: int, *, probes: int) -> N
 
     Args:
       index: `ClusterIndex`.
-      queries: [q, d], converted to float32.
+      queries: [q, d], converted to the type of the index; q may be 0.
       k: neighbours a query, ≥ 1.
       probes: cells a query, 1 ≤ probes ≤ cells; of equally near centroids the first are searched.
 
@@ -176,13 +315,14 @@ def search(index: ClusterIndex, queries: ArrayLike, k: int, *, probes: int) -> N
       >>> found.indices.tolist(), found.distances.tolist()
       ([[2, 0, -1]], [[0.5, 1.5, inf]])
     """
-    queries = matrix(queries, "queries")
-    same_features(queries, "queries", index.centroids)
-    cells = len(index.centroids)
-    if not 1 <= probes <= cells:
+    queries = _checked_queries(index, queries)
+    k, cells = whole_number(k, "k"), len(index.centroids)
+    if not 1 <= whole_number(probes, "probes", 0) <= cells:
         raise ValueError(f"probes must be between 1 and the number of cells, {cells}; is {probes}.")
-    _check_neighbours(k)
-    return scan(index, queries, _nearest_cells(index, queries, probes), k)
+    if not len(queries):
+        return no_neighbours(k, queries.dtype)
+    index = index._replace(ids=None)  # the same programs with and without
+    return scan(index, queries, _nearest_cells(index, queries, int(probes)), k)
 
 
 def search_cells(index: ClusterIndex, queries: ArrayLike, cells: ArrayLike, k: int) -> Neighbours:
@@ -190,7 +330,7 @@ def search_cells(index: ClusterIndex, queries: ArrayLike, cells: ArrayLike, k: i
 
     Args:
       index: `ClusterIndex`.
-      queries: [q, d], converted to float32.
+      queries: [q, d], converted to the type of the index; q may be 0.
       cells: int [q, probes], the cells to search for each query, none twice.
       k: neighbours a query, ≥ 1.
 
@@ -206,59 +346,20 @@ def search_cells(index: ClusterIndex, queries: ArrayLike, cells: ArrayLike, k: i
       >>> search_cells(index, [[1.5]], [[1]], k=1).indices.tolist()
       [[1]]
     """
-    queries = matrix(queries, "queries")
-    same_features(queries, "queries", index.centroids)
+    queries = _checked_queries(index, queries)
     cells = checked_probes(cells, len(queries), len(index.centroids))
-    _check_neighbours(k)
-    return scan(index, queries, cells, k)
+    k = whole_number(k, "k")
+    if not len(queries):
+        return no_neighbours(k, queries.dtype)
+    return scan(index._replace(ids=None), queries, cells, k)
 
 
-def checked_probes(cells: ArrayLike, queries: int, count: int) -> jax.Array | np.ndarray:
-    """The cells as int32 [queries, probes], out of `count`.
-
-    Raises:
-      ValueError: another shape or dtype, or (where they are concrete) out of range or repeated.
-
-    Example:
-      >>> checked_probes([[1, 0]], 1, 2).tolist()
-      [[1, 0]]
-    """
-    cells = as_array(cells)
-    if cells.ndim != 2 or len(cells) != queries or cells.shape[1] < 1:
-        raise ValueError(f"cells must have a row for each query; their shape is {cells.shape}.")
-    cells = checked_cells(cells, cells.shape, count, "cells")
-    if not isinstance(cells, jax.core.Tracer):
-        ordered = np.sort(np.asarray(cells), 1)
-        if (ordered[:, 1:] == ordered[:, :-1]).any():
-            raise ValueError("cells must name no cell twice for the same query.")
-    return cells
-
-
-def _check_neighbours(k: int) -> None:
-    if k < 1:
-        raise ValueError(f"k must be at least 1; it is {k}.")
-
-
-def checked_cells(
-    values: ArrayLike, shape: tuple[int, ...], cells: int, name: str
-) -> jax.Array | np.ndarray:
-    """The numbers of cells as int32 of the shape.
-
-    Raises:
-      ValueError: another shape or dtype, or (where they are concrete) outside 0..cells - 1.
-
-    Example:
-      >>> checked_cells([0, 1, 0], (3,), 2, "labels").tolist()
-      [0, 1, 0]
-    """
-    values = as_array(values)
-    if values.shape != shape or not jnp.issubdtype(values.dtype, jnp.integer):
-        raise ValueError(
-            f"{name} must be integers of shape {shape}; they are {values.dtype} {values.shape}."
-        )
-    if not isinstance(values, jax.core.Tracer) and bool(((values < 0) | (values >= cells)).any()):
-        raise ValueError(f"{name} must be in 0..{cells - 1}, the centroids there are.")
-    return values.astype(np.int32)
+def _checked_queries(index: ClusterIndex, queries: ArrayLike) -> jax.Array:
+    queries = checked_queries(queries)
+    same_features(queries, "queries", index.centroids)
+    if len(queries):
+        check_magnitudes(queries, "queries")
+    return queries.astype(index.rows.dtype)
 
 
 @jax.jit
@@ -298,7 +399,7 @@ def completed(centroids, origin, rows, squares, indices, offsets) -> ClusterInde
       >>> completed(*index[:6]).features.shape
       (2, 4, 8)
     """
-    basis = find_basis(rows, "euclidean")
+    basis = find_basis(rows, "euclidean", jnp.ones((), rows.dtype))
     features = block_bounds(rows, offsets, basis)
     return ClusterIndex(centroids, origin, rows, squares, indices, offsets, basis, features)
 

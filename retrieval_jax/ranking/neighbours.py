@@ -5,9 +5,10 @@ from typing import Literal, NamedTuple, get_args
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
+from jax.typing import ArrayLike, DTypeLike
 
-from retrieval_jax.numerics.distances import as_array, matrix
+from retrieval_jax.numerics.arguments import checked_queries, whole_number
+from retrieval_jax.numerics.distances import as_array, matrix, working_type
 
 Metric = Literal["euclidean", "sqeuclidean", "cosine", "inner_product"]
 
@@ -17,12 +18,55 @@ class Neighbours(NamedTuple):
 
     Attributes:
       indices: int32 [q, k], rows of the gallery; -1 where there are fewer than k.
-      distances: float32 [q, k], ascending, by the metric of the search; infinite where there are
-        fewer than k. For the inner product it is the product itself, descending, and -infinite.
+      distances: [q, k], ascending, by the metric of the search; infinite where there are fewer than
+        k. For the inner product it is the product itself, descending, and -infinite. float32, or
+        float64 where float64 was given under `jax_enable_x64`.
     """
 
     indices: jax.Array
     distances: jax.Array
+
+
+def no_neighbours(k: int, dtype: DTypeLike) -> Neighbours:
+    """What a search for no queries finds.
+
+    Example:
+      >>> no_neighbours(3, jnp.float32).indices.shape
+      (0, 3)
+    """
+    return Neighbours(jnp.zeros((0, k), jnp.int32), jnp.zeros((0, k), dtype))
+
+
+def within_radius(found: Neighbours, radius: ArrayLike) -> Neighbours:
+    """Range search: what a search found no farther than a radius; the rest becomes missing.
+
+    Shapes are static, so a query has at most the k neighbours that were searched for: where it
+    keeps all k there may be more within the radius, and a larger k tells. `(indices >= 0).sum(1)`
+    counts those kept. It can be jitted.
+
+    Args:
+      found: of any search by a metric but the inner product, which grows towards the nearest.
+      radius: scalar or [q], in the unit of the distances; those equal to it are kept.
+
+    Returns:
+      `Neighbours` [q, k], nearest first; -1 and infinity in the places left over.
+
+    Raises:
+      ValueError: a radius that is neither a scalar nor [q].
+
+    Example:
+      >>> found = Neighbours(jnp.array([[4, 0, 2]]), jnp.array([[0.5, 1.0, 3.0]]))
+      >>> within_radius(found, 1.0).indices.tolist()
+      [[4, 0, -1]]
+    """
+    indices, distances = map(jnp.asarray, found)
+    radius = jnp.asarray(radius, distances.dtype)
+    if radius.shape not in ((), (len(indices),)):
+        raise ValueError(
+            f"radius must be a number, or one a query, {len(indices)}; its shape is {radius.shape}."
+        )
+    inside = distances <= jnp.broadcast_to(radius, len(indices))[:, None]
+    return Neighbours(jnp.where(inside, indices, -1), jnp.where(inside, distances, jnp.inf))
 
 
 def share_kept(exhaustive: Neighbours, restricted: Neighbours, k: int) -> jax.Array:
@@ -48,51 +92,55 @@ def share_kept(exhaustive: Neighbours, restricted: Neighbours, k: int) -> jax.Ar
       >>> float(share_kept(truth, found, k=2))
       0.5
     """
+    k = whole_number(k, "k")
     true, found = jnp.asarray(exhaustive.indices), jnp.asarray(restricted.indices)
     if len(true) != len(found):
         raise ValueError(f"the searches are of {len(true)} and {len(found)} queries, not the same.")
-    if not 1 <= k <= min(true.shape[1], found.shape[1]):
+    if k > min(true.shape[1], found.shape[1]):
         raise ValueError(
             f"k must be in 1..{min(true.shape[1], found.shape[1])}, the columns found; it is {k}."
         )
     true, found = true[:, :k], found[:, :k]
     kept = ((true[:, :, None] == found[:, None, :]).any(2) & (true >= 0)).sum(1)
     exist = (true >= 0).sum(1)
-    return (kept / jnp.maximum(exist, 1)).mean(where=exist > 0)
+    share = kept.astype(jnp.float32) / jnp.maximum(exist, 1)
+    return share.mean(where=exist > 0)
 
 
-def checked(
-    queries: ArrayLike, gallery: ArrayLike, k: int, query_chunk: int, gallery_chunk: int
-) -> tuple[jax.Array, jax.Array]:
-    """The arguments that all searches share, as arrays.
+def checked(queries: ArrayLike, gallery: ArrayLike) -> tuple[jax.Array, jax.Array]:
+    """The arrays that a search compares; there may be no queries.
 
     Raises:
       ValueError: as `nearest`.
 
     Example:
-      >>> queries, gallery = checked([[1, 2]], [[3, 4], [5, 6]], 1, 64, 64)
+      >>> queries, gallery = checked([[1, 2]], [[3, 4], [5, 6]])
       >>> queries.shape, gallery.shape
       ((1, 2), (2, 2))
     """
-    queries, gallery = matrix(queries, "queries"), matrix(gallery, "gallery")
-    check_sizes(queries.shape[1], gallery.shape[1], k, query_chunk, gallery_chunk)
+    queries, gallery = checked_queries(queries), matrix(gallery, "gallery")
+    check_features(queries.shape[1], gallery.shape[1])
     return queries, gallery
 
 
-def check_sizes(
-    query_features: int, gallery_features: int, k: int, query_chunk: int, gallery_chunk: int
-) -> None:
-    """Raises a ValueError unless the features agree and every count is at least 1.
+def check_features(queries: int, gallery: int) -> None:
+    """Raises a ValueError unless queries and gallery have as many features.
 
     Example:
-      >>> check_sizes(128, 128, 5, 64, 65536)
+      >>> check_features(128, 128)
     """
-    if query_features != gallery_features:
-        raise ValueError(
-            f"queries have {query_features} features, but the gallery has {gallery_features}."
-        )
-    if min(k, query_chunk, gallery_chunk) < 1:
-        raise ValueError("k, query_chunk and gallery_chunk must be at least 1.")
+    if queries != gallery:
+        raise ValueError(f"queries have {queries} features, but the gallery has {gallery}.")
+
+
+def compared_in(queries: DTypeLike, gallery: DTypeLike) -> np.dtype:
+    """The type that rows of the two types are compared in: float32, or float64 if one of them is.
+
+    Example:
+      >>> compared_in(jnp.bfloat16, jnp.float32).name
+      'float32'
+    """
+    return working_type(jnp.promote_types(queries, gallery))
 
 
 def check_options(queries: int, gallery: int, metric: str, exclude_self: bool) -> None:
@@ -131,7 +179,7 @@ def checked_mask(mask: ArrayLike | None, n: int) -> jax.Array | np.ndarray:
 def checked_labels(
     of_queries: ArrayLike | None, of_gallery: ArrayLike | None, q: int, n: int
 ) -> tuple[jax.Array | np.ndarray, jax.Array | np.ndarray]:
-    """The labels as int32 [q] and [n], all 0 for None.
+    """The labels as int32 [q] and [n], all 0 for None; others in their place where those don't fit.
 
     Raises:
       ValueError: another shape or type, or one without the other.
@@ -150,4 +198,23 @@ def checked_labels(
             raise ValueError(
                 f"{name}_labels must be {count} integers; they are {array.dtype} {array.shape}."
             )
-    return labels[0].astype(np.int32), labels[1].astype(np.int32)
+    if all(np.can_cast(array.dtype, np.int32) for array in labels):
+        return labels[0].astype(np.int32), labels[1].astype(np.int32)
+    return _narrowed(*labels)
+
+
+def _narrowed(of_queries, of_gallery) -> tuple[jax.Array | np.ndarray, jax.Array | np.ndarray]:
+    """Wide labels in 32 bits, equal ones equal and those below 0 below 0; traced ones stay wide."""
+    labels = of_queries, of_gallery
+    if any(isinstance(array, jax.core.Tracer) for array in labels):
+        wide = jax.dtypes.canonicalize_dtype(np.int64)
+        return jnp.asarray(of_queries, wide), jnp.asarray(of_gallery, wide)
+    asked, there = map(np.asarray, labels)
+    if all(not a.size or -(2**31) <= a.min() <= a.max() < 2**31 for a in (asked, there)):
+        return asked.astype(np.int32), there.astype(np.int32)
+    # NumPy would compare unsigned with signed ones as floats.
+    asked, there = (a.astype(object) if a.dtype == np.uint64 else a for a in (asked, there))
+    names = np.unique(there)
+    at = np.searchsorted(names, asked).clip(max=len(names) - 1)
+    asked = np.where((asked >= 0) & (names[at] == asked), at, -1)
+    return asked.astype(np.int32), np.searchsorted(names, there).astype(np.int32)

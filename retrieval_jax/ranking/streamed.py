@@ -7,16 +7,19 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from retrieval_jax.numerics.arguments import checked_queries
 from retrieval_jax.numerics.distances import matrix
-from retrieval_jax.ranking._costs import as_distances
-from retrieval_jax.ranking._tiles import Found, Setting, least, search
+from retrieval_jax.ranking._costs import as_distances, scale_of
+from retrieval_jax.ranking._tiles import Found, least, nothing_found, search
+from retrieval_jax.ranking.exact import checked_setting
 from retrieval_jax.ranking.neighbours import (
     Metric,
     Neighbours,
-    check_options,
-    check_sizes,
+    check_features,
     checked_labels,
     checked_mask,
+    compared_in,
+    no_neighbours,
 )
 
 
@@ -39,7 +42,7 @@ def nearest_streamed(
 
     Args:
       queries: [q, d], as for `nearest`.
-      gallery: NumPy array or `np.memmap` [n, d], float32 or bfloat16.
+      gallery: NumPy array or `np.memmap` [n, d], of any real type.
       k: as for `nearest`, with the same meaning of metric, exclude_self and query_chunk.
       metric: as for `nearest`.
       exclude_self: as for `nearest`.
@@ -58,15 +61,24 @@ def nearest_streamed(
       >>> nearest_streamed([[0.0, 0.0]], gallery, k=2, gallery_chunk=2).indices.tolist()
       [[1, 2]]
     """
-    queries = matrix(queries, "queries")
+    queries, gallery = checked_queries(queries), np.asanyarray(gallery)
     if gallery.ndim != 2 or 0 in gallery.shape:
         raise ValueError(f"gallery must be a non-empty [n, d] array; the shape is {gallery.shape}.")
     n = len(gallery)
-    check_sizes(queries.shape[1], gallery.shape[1], k, query_chunk, gallery_chunk)
-    check_options(len(queries), n, metric, exclude_self)
+    check_features(queries.shape[1], gallery.shape[1])
+    setting = checked_setting(
+        (len(queries), n),
+        k,
+        metric=metric,
+        exclude_self=exclude_self,
+        query_chunk=query_chunk,
+        gallery_chunk=gallery_chunk,
+    )
     host_mask = np.asarray(checked_mask(mask, n))
-    size = min(gallery_chunk, n)
-    setting = Setting(k, metric, exclude_self, None, min(query_chunk, len(queries)), size)
+    dtype = compared_in(queries.dtype, gallery.dtype)
+    if not len(queries):
+        return no_neighbours(setting.k, dtype)
+    size = min(setting.gallery_chunk, n)
 
     def upload(start: int) -> tuple[jax.Array, jax.Array]:
         pad = max(0, start + size - n)
@@ -76,20 +88,25 @@ def nearest_streamed(
         )
 
     labels = checked_labels(None, None, len(queries), size)
-    shape = (len(queries), k)
-    found = Found(jnp.full(shape, jnp.inf, jnp.float32), jnp.full(shape, -1, jnp.int32))
+    found, scale = nothing_found(len(queries), setting.k, dtype), scale_of(queries, dtype=dtype)
     tile = upload(0)
     for start in range(0, n, size):
-        found = _add(found, queries, *tile, labels, np.int32(start), setting)
+        found, scale = _add(found, scale, queries, *tile, labels, np.int32(start), setting)
         if start + size < n:
             tile = upload(start + size)
         # Waiting here keeps a third tile from being uploaded.
         jax.block_until_ready(found)
-    return Neighbours(found.indices, as_distances(found.costs, metric))
+    return Neighbours(found.indices, as_distances(found.costs, setting.metric, scale))
 
 
-@partial(jax.jit, static_argnums=6)
-def _add(found, queries, rows, mask, labels, first, setting) -> Found:
-    here = search(queries, rows, mask, labels, first, setting)
+@partial(jax.jit, static_argnums=7)
+def _add(found, scale, queries, rows, mask, labels, first, setting) -> tuple[Found, jax.Array]:
+    """The neighbours with those in the tile, their costs by the scale that it needs too."""
+    smaller = jnp.minimum(scale, scale_of(rows, dtype=scale.dtype))
+    if setting.metric != "cosine":
+        by = smaller / scale
+        known = jnp.where(found.indices < 0, found.costs, found.costs * by * by)
+        found = found._replace(costs=known)
+    here = search(queries, rows, mask, labels, first, smaller, setting)
     both = [jnp.concatenate(pair, 1) for pair in zip(found, here, strict=True)]
-    return least(Found(*both), setting.k)
+    return least(Found(*both), setting.k), smaller
