@@ -23,7 +23,7 @@ from retrieval_jax.kmeans._passes import Statistics, dense_passes, move
 from retrieval_jax.kmeans._points import Points, check_weights, moments
 from retrieval_jax.kmeans._pruning import pruned_passes
 from retrieval_jax.kmeans.assignment import assign_all, chunk_rows
-from retrieval_jax.kmeans.seeding import many_seeds, plus_plus, random_points
+from retrieval_jax.kmeans.seeding import plus_plus, random_points
 from retrieval_jax.numerics.distances import matrix, unit
 
 
@@ -195,7 +195,7 @@ def _kmeans(
     data = data._replace(centre=centre)
 
     if initial is None:
-        seeds = many_seeds(seed, data, key, k, restarts)
+        seeds = seed(data, key, k, restarts)
     else:
         seeds = ((unit(initial) if spherical else initial) - centre)[None]
 

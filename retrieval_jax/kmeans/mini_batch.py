@@ -116,7 +116,7 @@ def _start(key, points, weights, k, spherical, chunk, axis_name) -> MiniBatchSta
     zero = jnp.zeros(points.shape[1], jnp.float32)
     data = Points(points, weights, zero, chunk, spherical, axis_name)
     data = data._replace(centre=moments(data)[0])
-    centroids = plus_plus(data, key, k) + data.centre
+    centroids = plus_plus(data, key, k)[0] + data.centre
     return MiniBatchState(centroids, jnp.zeros(k, jnp.float32), jnp.float32(jnp.nan))
 
 
