@@ -19,8 +19,7 @@ from jax.typing import ArrayLike
 
 from retrieval_jax import kmeans as single_kmeans
 from retrieval_jax import ranking
-from retrieval_jax.kmeans._points import check_weights
-from retrieval_jax.kmeans.seeding import BLOCK
+from retrieval_jax.kmeans._points import BLOCK, check_weights
 from retrieval_jax.numerics.distances import matrix
 from retrieval_jax.ranking import cells as cluster_index
 from retrieval_jax.ranking._tiles import Found, least_of_all

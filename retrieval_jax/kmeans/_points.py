@@ -16,6 +16,9 @@ from retrieval_jax.numerics.distances import as_array, over_chunks, unit
 
 Carry = TypeVar("Carry")
 
+# Rows that are drawn from together. Shards of whole blocks draw what one device would.
+BLOCK = 128
+
 
 class Points(NamedTuple):
     """Points [n, d] and how to read them; made inside jit, and closed over by loops.
@@ -80,6 +83,25 @@ def moments(points: Points) -> tuple[jax.Array, jax.Array]:
         return whole.fold(lambda carry, _, rows, weights: step(carry, rows, weights), carry)
 
     return distances.moments(fold, points.centre, points.total)
+
+
+def running_sums(values: jax.Array) -> jax.Array:
+    """Sums of values [..., n] along the last axis, up to and with each of them.
+
+    `jnp.cumsum` does the same in log n unrolled steps, which take long to compile.
+
+    Example:
+      >>> running_sums(jnp.array([1, 2, 3])).tolist()
+      [1, 3, 6]
+    """
+    n = values.shape[-1]
+    zeros = jnp.zeros_like(values)
+
+    def double(i: jax.Array, sums: jax.Array) -> jax.Array:
+        before = lax.dynamic_slice_in_dim(jnp.concatenate([zeros, sums], -1), n - (1 << i), n, -1)
+        return sums + before
+
+    return lax.fori_loop(0, (n - 1).bit_length(), double, values)
 
 
 def check_weights(weights: ArrayLike | None, n: int, k: int) -> jax.Array | np.ndarray:

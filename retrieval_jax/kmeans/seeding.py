@@ -8,18 +8,15 @@ References:
 """
 
 import math
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from retrieval_jax.kmeans._points import Points
+from retrieval_jax.kmeans._points import BLOCK, Points, running_sums
 from retrieval_jax.kmeans.assignment import assign
 from retrieval_jax.numerics.distances import FULL_PRECISION, scores, unit
 
-# Rows that are drawn from together. Shards of whole blocks draw what one device would.
-BLOCK = 128
 # Groups are drawn in so many rounds, each of half the clusters and never fewer than this many.
 _ROUNDS = 5
 _LEAST = 64
@@ -47,9 +44,9 @@ def plus_plus(points: Points, key: jax.Array, k: int, restarts: int = 1) -> jax.
       float32 [restarts, k, d], prepared as `points` does: means of groups, of unit length where
       `points` are spherical.
     """
-    key, restart_key = jax.random.split(key)
-    small = groups(points, key, max(_LEAST, -(-k // 2)))
-    seeds = _mapped(lambda key: small.values[greedy(small, key, k)], restart_key, k, restarts)
+    keys = jax.random.split(key, 1 + restarts)
+    small = groups(points, keys[0], max(_LEAST, -(-k // 2)))
+    seeds = lax.map(lambda key: small.values[greedy(small, key, k)], keys[1:])
     return unit(seeds + points.centre) - points.centre if points.spherical else seeds
 
 
@@ -67,11 +64,12 @@ def groups(points: Points, key: jax.Array, draws: int) -> Points:
     n, d = points.values.shape
     m = _ROUNDS * draws
 
+    # One draw in each stratum of the mass, so that few rows are drawn twice.
+    u = (jnp.arange(draws) + jax.random.uniform(key, (_ROUNDS, draws))) / draws
+
     def join(i: jax.Array, state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         mass = points.weights * jnp.where(i > 0, state[0], 1)
-        # One draw in each stratum of the mass: no row of less mass than that is drawn twice.
-        u = jax.random.uniform(jax.random.fold_in(key, i), (draws,))
-        row, mine = draw(points, mass, (jnp.arange(draws) + u) / draws)
+        row, mine = draw(points, mass, u[i])
         drawn = points.prepare(points.values[row])
         drawn = points.total(jnp.where(mine[:, None], drawn, 0))
 
@@ -117,11 +115,11 @@ def greedy(points: Points, key: jax.Array, k: int) -> jax.Array:
     """
     rows = points.values
     squares = (rows**2).sum(1)
+    u = jax.random.uniform(key, (k, 2 + int(math.log(k))))
 
     def add(i: jax.Array, state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         chosen, nearest = state
-        u = jax.random.uniform(jax.random.fold_in(key, i), (2 + int(math.log(k)),))
-        drawn, _ = draw(points, points.weights * jnp.where(i > 0, nearest, 1), u)
+        drawn, _ = draw(points, points.weights * jnp.where(i > 0, nearest, 1), u[i])
         options = jnp.maximum(scores(rows, rows[drawn]) + squares, 0)
         options = jnp.minimum(options, nearest)
         potentials = jnp.dot(options, points.weights, precision=FULL_PRECISION)
@@ -157,7 +155,7 @@ def random_points(points: Points, key: jax.Array, k: int, restarts: int = 1) -> 
         finish = jnp.where(points.weights > 0, jnp.log1p(-u) / points.weights, -jnp.inf)
         return _largest(points, finish, k)[1]
 
-    return _mapped(seed, key, k, restarts)
+    return lax.map(seed, jax.random.split(key, restarts))
 
 
 def farthest(points: Points, centroids: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -199,27 +197,19 @@ def draw(points: Points, mass: jax.Array, u: jax.Array) -> tuple[jax.Array, jax.
     """
     mass = jnp.where(points.total(mass.sum()) > 0, mass, points.weights)
     blocks = jnp.pad(mass, (0, -len(mass) % BLOCK)).reshape(-1, BLOCK)
-    totals = jnp.cumsum(points.gathered(blocks.sum(1)))
-    at = jnp.minimum(u * totals[-1], jnp.nextafter(totals[-1], 0))
-    block = jnp.searchsorted(totals, at, side="right")
+    totals = running_sums(points.gathered(blocks.sum(1)))
+    below = 1 - 8 * jnp.finfo(jnp.float32).eps  # the sums may be off by rounding
+    at = jnp.minimum(u, below) * totals[-1]
+    block = (totals <= at[:, None]).sum(1)
     left = at - jnp.where(block > 0, totals[block - 1], 0)
     local = block - points.shard()[0] * len(blocks)
     mine = (local >= 0) & (local < len(blocks))
     local = jnp.clip(local, 0, len(blocks) - 1)
-    within = jnp.cumsum(blocks[local], axis=1)
-    left = jnp.minimum(left, jnp.nextafter(within[:, -1], 0))
-    row = local * BLOCK + (within <= left[:, None]).sum(1)
+    here = blocks[local]
+    within = running_sums(here)
+    left = jnp.minimum(left, below * within[:, -1])
+    row = local * BLOCK + ((within > left[:, None]) & (here > 0)).argmax(1)
     return jnp.minimum(row, len(mass) - 1), mine
-
-
-def _mapped(
-    seed: Callable[[jax.Array], jax.Array], key: jax.Array, k: int, restarts: int
-) -> jax.Array:
-    """Seeds of all restarts; where clusters are few, some restarts share the passes."""
-    turns = -(-restarts // max(1, 64 // k))
-    keys = jax.random.split(key, (turns, -(-restarts // turns)))
-    found = lax.map(jax.vmap(seed), keys)
-    return found.reshape(-1, *found.shape[2:])[:restarts]
 
 
 def _sums(rows: jax.Array, weights: jax.Array, labels: jax.Array, m: int) -> jax.Array:
