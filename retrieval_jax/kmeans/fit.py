@@ -81,7 +81,7 @@ def kmeans(
     vmapped over keys, and run under shard_map or pmap. The same key gives the same result.
 
     Memory besides the points, whatever the number of restarts: a few times chunk_size × (k + d)
-    floats, and n × (24 + ⌊ln k⌋), or n × 50 for k < 64, whose seedings share passes.
+    floats, and n × 24. The seedings of all restarts share two and a half dense passes.
 
     A cluster that loses all its points is reseeded with the point farthest from its centroid
     (several: the farthest points in turn). With fewer distinct points than k it still
@@ -103,7 +103,8 @@ def kmeans(
       max_iterations: most moves of the centroids in one restart.
       tolerance: relative to the mean variance of the features, as scikit-learn scales it; 0 goes on
         until the centroids stand still.
-      seeding: greedy k-means++ with 2 + ⌊ln k⌋ candidates a centroid, or k random points.
+      seeding: greedy k-means++ on the means of some 2.5 k small groups of points, whose first members
+        are drawn as in k-means||; or k random points.
       initial_centroids: [k, d] to start from, in place of seeding and restarts.
       spherical: groups by cosine: points are scaled to unit length (a zero point stays zero, as far
         from every centroid) and so are the centroids. The inertia is then twice the sum of
