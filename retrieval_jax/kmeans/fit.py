@@ -103,8 +103,8 @@ def kmeans(
       max_iterations: most moves of the centroids in one restart.
       tolerance: relative to the mean variance of the features, as scikit-learn scales it; 0 goes on
         until the centroids stand still.
-      seeding: greedy k-means++ on the means of some 2.5 k small groups of points, whose first members
-        are drawn as in k-means||; or k random points.
+      seeding: greedy k-means++ on the means of some 2.5 k small groups of points, found by the
+        draws of k-means||; or k random points.
       initial_centroids: [k, d] to start from, in place of seeding and restarts.
       spherical: groups by cosine: points are scaled to unit length (a zero point stays zero, as far
         from every centroid) and so are the centroids. The inertia is then twice the sum of

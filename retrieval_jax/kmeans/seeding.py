@@ -91,10 +91,10 @@ def groups(points: Points, key: jax.Array, draws: int) -> Points:
     start = jnp.full(n, jnp.inf, jnp.float32), jnp.zeros(n, jnp.int32)
     _, labels = lax.fori_loop(0, _ROUNDS, join, start)
 
-    def add(carry, start: jax.Array, rows: jax.Array, weights: jax.Array):
+    def add(sums: jax.Array, start: jax.Array, rows: jax.Array, weights: jax.Array) -> jax.Array:
         here = lax.dynamic_slice_in_dim(labels, start, len(rows))
-        new = _sums(jnp.concatenate([rows, jnp.ones_like(rows[:, :1])], 1), weights, here, m)
-        return carry + new
+        rows = jnp.concatenate([rows, jnp.ones_like(rows[:, :1])], 1)
+        return _add_to(sums, rows, weights, here)
 
     sums = points.total(points.fold(add, jnp.zeros((m, d + 1), jnp.float32)))
     mass = sums[:, d]
@@ -212,18 +212,18 @@ def draw(points: Points, mass: jax.Array, u: jax.Array) -> tuple[jax.Array, jax.
     return jnp.minimum(row, len(mass) - 1), mine
 
 
-def _sums(rows: jax.Array, weights: jax.Array, labels: jax.Array, m: int) -> jax.Array:
-    """Weighted sums [m, d] of the rows [c, d] of each label.
+def _add_to(sums: jax.Array, rows: jax.Array, weights: jax.Array, labels: jax.Array) -> jax.Array:
+    """Adds weighted rows [c, d] to the sums [m, d] of their labels.
 
-    By matmul but on a CPU: a scatter is slow on TPU, and on GPU adds in an order that varies.
+    By matmul except on a CPU: a scatter is slow on TPU, and on GPU adds in an order that varies.
     """
 
     def by_matmul() -> jax.Array:
-        members = (labels == jnp.arange(m)[:, None]) * weights
-        return jnp.dot(members, rows, precision=FULL_PRECISION)
+        members = (labels == jnp.arange(len(sums))[:, None]) * weights
+        return sums + jnp.dot(members, rows, precision=FULL_PRECISION)
 
     def by_scatter() -> jax.Array:
-        return jax.ops.segment_sum(weights[:, None] * rows, labels, m)
+        return sums.at[labels].add(weights[:, None] * rows)
 
     return lax.platform_dependent(cpu=by_scatter, default=by_matmul)
 
