@@ -1,4 +1,4 @@
-"""k-means, ranking, index and metrics beside scikit-learn and faiss, on the CPU.
+"""k-means, ranking, index and metrics beside scikit-learn, scikit-learn-intelex and faiss (CPU).
 
     make bench EMBEDDINGS=runs/cifar10_hint/embeddings.npz
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 
 from benchmarks.interleaved import best_blas_kernels, row, table_row, times
@@ -20,8 +21,8 @@ import faiss  # noqa: E402
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
-import sklearn  # noqa: E402
 import sklearn.cluster  # noqa: E402
+import sklearnex.cluster  # noqa: E402
 from sklearn import metrics as sklearn_metrics  # noqa: E402
 
 from retrieval_jax import metrics  # noqa: E402
@@ -45,21 +46,44 @@ def embeddings(path: Path | None) -> tuple[np.ndarray, np.ndarray, str]:
     return rows[:57_000], rows[57_000:], "random stand-in: no EMBEDDINGS given"
 
 
-def whole_fit(gallery: np.ndarray, repeats: int) -> str:
-    """k-means as the experiment runs it: 10 clusters, 10 restarts, seeding included."""
-    points, inertia = jnp.asarray(gallery), {}
+def made_up(n: int = 57_000, d: int = 128) -> dict[str, np.ndarray]:
+    """Points that k-means finds hard in other ways than embeddings."""
+    rng = np.random.default_rng(1)
+    share, width = rng.lognormal(size=500), rng.uniform(0.1, 0.8, (500, 1))
+    labels = rng.choice(500, n, p=share / share.sum())
+    noise = rng.normal(size=(n, d)).astype(np.float32)
+    clusters = rng.normal(size=(500, d))[labels] + width[labels] * noise
+    return {"isotropic": noise, "500 unequal clusters": clusters.astype(np.float32)}
+
+
+def whole_fit(points: np.ndarray, name: str, k: int, restarts: int, repeats: int) -> str:
+    """k-means from the points on, seeding included, every turn from another key."""
+    rows = jnp.asarray(points)
+    inertia: dict[str, list[float]] = {"ours": [], "intelex": []}
+    most = 25 if restarts == 1 else 300  # faiss does 25, whatever the tolerance
 
     def ours() -> jax.Array:
-        found = kmeans(KEY, points, 10, restarts=10)
-        inertia["ours"] = float(found.inertia)
+        key = jax.random.key(len(inertia["ours"]))
+        found = kmeans(key, rows, k, restarts=restarts, max_iterations=most)
+        inertia["ours"].append(float(found.inertia))
         return found.labels
 
-    def theirs() -> None:
-        found = sklearn.cluster.KMeans(10, n_init=10, random_state=0).fit(gallery)
-        inertia["theirs"] = found.inertia_
+    def by_intelex() -> None:
+        seed = len(inertia["intelex"])
+        fit = sklearnex.cluster.KMeans(k, n_init=restarts, max_iter=most, random_state=seed)
+        inertia["intelex"].append(fit.fit(points).inertia_)
 
-    line = row("k-means, k = 10, 10 restarts", {"ours": ours, "scikit-learn": theirs}, repeats)
-    return line[:-2] + f"inertia {inertia['ours'] / inertia['theirs']:.6f} × |"
+    def by_faiss() -> None:
+        faiss.Kmeans(points.shape[1], k, max_points_per_centroid=len(points)).train(points)
+
+    fits = {"ours": ours, "scikit-learn-intelex": by_intelex}
+    if restarts == 1:
+        fits["faiss, random seeds"] = by_faiss
+    seeds = "" if restarts == 1 else f", {restarts} restarts"
+    work = f"k-means, k = {k}{seeds}, whole fit with seeding: {name}"
+    seconds = times(fits, repeats)
+    ratio = np.mean(inertia["ours"]) / np.mean(inertia["intelex"])
+    return table_row(work, seconds, f"inertia {ratio:.5f} × scikit-learn-intelex's")
 
 
 def iterations(gallery: np.ndarray, k: int, repeats: int, count: int = 26) -> Iterator[str]:
@@ -193,14 +217,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--embeddings", type=Path, help="embeddings.npz of a run")
     parser.add_argument("--repeats", type=int, default=5, help="turns that are timed")
+    parser.add_argument("--million", action="store_true", help="k = 10,000 of 10⁶ rows too: hours")
     options = parser.parse_args()
     gallery, queries, source = embeddings(options.embeddings)
-    peers = f"scikit-learn {sklearn.__version__}, faiss {faiss.__version__}"
+    names = ("scikit-learn", "scikit-learn-intelex", "faiss-cpu")
+    peers = ", ".join(f"{name} {version(name)}" for name in names)
     print(f"{provenance.device()}; {provenance.versions()}; {peers}; OpenBLAS kernels: {KERNELS}")
     print(f"gallery {gallery.shape}, queries {queries.shape}, float32, from {source}")
     print(f"medians of {options.repeats} interleaved turns\n")
     print("| work | ours | ours / theirs (theirs) | results |\n|---|---|---|---|")
-    print(whole_fit(gallery, options.repeats), flush=True)
+    for name, points in {source: gallery, **made_up()}.items():
+        for k, restarts in ((10, 10), (256, 1), (1000, 1)):
+            print(whole_fit(points, name, k, restarts, options.repeats), flush=True)
+    if options.million:
+        points = made_up(1_000_000, 32)["500 unequal clusters"]
+        print(whole_fit(points, "10⁶ × 32, 500 unequal clusters", 10_000, 1, 1), flush=True)
     for k in (256, 1000):
         for line in iterations(gallery, k, options.repeats):
             print(line, flush=True)

@@ -19,9 +19,8 @@ from jax.typing import ArrayLike
 
 from retrieval_jax import kmeans as single_kmeans
 from retrieval_jax import ranking
-from retrieval_jax.kmeans._points import as_count, check_clusters, check_weights
+from retrieval_jax.kmeans._points import BLOCK, check_clusters, check_weights
 from retrieval_jax.kmeans.fit import check_inertia
-from retrieval_jax.kmeans.seeding import BLOCK
 from retrieval_jax.numerics.arguments import checked_queries, whole_number
 from retrieval_jax.numerics.distances import host_matrix, matrix, working_type
 from retrieval_jax.ranking import cells as cluster_index
@@ -85,7 +84,7 @@ def kmeans(
     masses = np.asarray(check_weights(weights, len(rows), k, working_type(rows.dtype)))
     for name in {"restarts", "max_iterations", "chunk_size"} & options.keys():
         if options[name] is not None:
-            options[name] = as_count(options[name], name)  # hashable, whatever integer it was
+            options[name] = whole_number(options[name], name)  # hashable, whatever integer it was
     if initial_centroids is not None:
         given["initial_centroids"] = matrix(initial_centroids, "initial_centroids")
     # Whole blocks on each device, so that the seeding draws from the same ones.

@@ -25,7 +25,7 @@ from retrieval_jax.kmeans import _pruning as pruning
 from retrieval_jax.kmeans._passes import Statistics, dense_passes, dense_statistics, move
 from retrieval_jax.kmeans._points import Points, moments
 from retrieval_jax.kmeans._pruning import pruned_passes
-from retrieval_jax.kmeans.seeding import draw, many_seeds, plus_plus, random_points
+from retrieval_jax.kmeans.seeding import draw, greedy, groups, plus_plus, random_points
 from retrieval_jax.numerics.distances import unit
 
 KEY = jax.random.key(0)
@@ -68,13 +68,12 @@ def test_unit_rows_of_any_scale():
     assert np.isfinite(gradient).all()
 
 
-def test_seeding_is_as_good_as_greedy_k_means_plus_plus():
+def test_greedy_seeds_are_as_good_as_scikit_learns():
     points, k = datasets.load_digits().data.astype(np.float32), 10
-    seed = jax.jit(lambda key: plus_plus(as_points(points, chunk=512), key, k))
-    ours = [seed(jax.random.key(i)) for i in range(30)]
+    seed = jax.jit(lambda key: greedy(as_points(points), key, k))
+    ours = [points[seed(jax.random.key(i))] for i in range(30)]
     theirs = [sklearn.cluster.kmeans_plusplus(points, k, random_state=i)[0] for i in range(30)]
-    for seeds in ours:
-        assert len({tuple(seed) for seed in np.asarray(seeds)} & {tuple(x) for x in points}) == k
+    assert all(len(np.unique(seeds, axis=0)) == k for seeds in ours)
     potentials = [
         np.mean([squared_distances(points, seeds).min(1).sum() for seeds in both])
         for both in (ours, theirs)
@@ -82,27 +81,75 @@ def test_seeding_is_as_good_as_greedy_k_means_plus_plus():
     assert potentials[0] <= 1.02 * potentials[1]
 
 
-def test_draws_in_proportion_to_weight_times_distance():
+@pytest.mark.parametrize("spherical", [False, True])
+def test_groups_hold_all_the_weight_near_their_means(spherical):
+    points = low_rank(3000, 12, 6)
+    weights = np.random.default_rng(1).integers(0, 3, 3000)
+    found = jax.jit(lambda: groups(as_points(points, weights, 512, spherical), KEY, 70))()
+    means, mass = np.float64(found.values), np.float64(found.weights)
+    rows = np.float64(points)
+    if spherical:
+        rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    assert len(mass) == 350 and mass.sum() == weights.sum()
+    np.testing.assert_allclose(mass @ means, weights @ rows, rtol=1e-4, atol=1e-2)
+    # As tight as the best of k-means, but for the factor that random groups cannot have.
+    potential = weights @ squared_distances(rows, means[mass > 0]).min(1)
+    fit = sklearn.cluster.KMeans(350, n_init=1, random_state=0).fit(rows, sample_weight=weights)
+    assert potential < 1.5 * fit.inertia_
+    shuffled = weights @ squared_distances(rows, rows[::9]).min(1)
+    assert potential < 0.7 * shuffled
+
+
+def test_small_clusters_far_away_are_all_found():
+    # 100 clusters of 3 points beside one of 20,000: hardly any is hit by chance.
+    rng = np.random.default_rng(0)
+    centres = rng.normal(size=(100, 8)) * 30
+    points = [
+        0.1 * rng.normal(size=(20_000, 8)),
+        np.repeat(centres, 3, 0) + rng.normal(size=(300, 8)),
+    ]
+    points = np.concatenate(points).astype(np.float32)
+    seeds = jax.jit(lambda: plus_plus(as_points(points, chunk=4096), KEY, 110))()[0]
+    assert (squared_distances(centres, seeds).min(1) < 30).all()
+
+
+@pytest.mark.parametrize("spherical", [False, True])
+def test_seeds_are_prepared_points_near_the_data(spherical):
+    points = low_rank(500, 6, 3)
+    data = as_points(points, spherical=spherical)
+    data = data._replace(centre=jax.jit(lambda: moments(data)[0])())
+    seeds = jax.jit(lambda: plus_plus(data, KEY, 7, 3))() + data.centre
+    assert seeds.shape == (3, 7, 6)
+    rows = np.asarray(unit(jnp.asarray(points))) if spherical else points
+    norms = np.linalg.norm(seeds, axis=-1)
+    assert not spherical or np.allclose(norms, 1, atol=1e-5)
+    alone = squared_distances(rows, rows.mean(0, keepdims=True)).sum()
+    for each in np.asarray(seeds):
+        assert squared_distances(rows, each).min(1).sum() < 0.7 * alone
+    assert len(np.unique(np.asarray(seeds).reshape(21, 6).round(4), axis=0)) > 7  # restarts differ
+
+
+def test_draws_in_proportion_to_mass():
     n = 300  # three blocks, the last one ragged
     rng = np.random.default_rng(0)
     weights = rng.integers(0, 3, n)
     distances = np.where(rng.uniform(size=n) < 0.9, 0, rng.uniform(size=n)).astype(np.float32)
-    rows = jnp.arange(n, dtype=jnp.float32)[:, None]
-    drawn = draw(as_points(rows, weights), KEY, jnp.asarray(distances), 40_000)
-    shares = np.bincount(np.asarray(drawn[:, 0], int), minlength=n) / 40_000
     mass = weights * distances
-    assert (shares[mass == 0] == 0).all()
-    np.testing.assert_allclose(shares, mass / mass.sum(), atol=0.01)
-    # Where every distance is 0, by the weights alone.
-    drawn = draw(as_points(rows, weights), KEY, jnp.zeros(n), 40_000)
-    shares = np.bincount(np.asarray(drawn[:, 0], int), minlength=n) / 40_000
-    np.testing.assert_allclose(shares, weights / weights.sum(), atol=0.004)
+    points = as_points(np.zeros((n, 1)), weights)
+    # The whole range, its ends included, by a grid as fine as the rounding of u.
+    u = np.linspace(0, 1, 40_000, dtype=np.float32)
+    for asked, expected in ((mass, mass), (0 * mass, weights)):  # no mass: by the weights alone
+        row, mine = draw(points, jnp.asarray(asked, jnp.float32), jnp.asarray(u))
+        assert mine.all() and (np.diff(row) >= 0).all()
+        shares = np.bincount(row, minlength=n) / len(u)
+        assert (shares[expected == 0] == 0).all()
+        np.testing.assert_allclose(shares, expected / expected.sum(), atol=1e-4)
 
 
 def test_random_points_differ_and_are_drawn_by_weight():
     weights = np.array([0, 1, 1, 2, 4, 0, 1, 1])
     rows = jnp.arange(8, dtype=jnp.float32)[:, None]
-    choose = jax.jit(jax.vmap(lambda key: random_points(as_points(rows, weights), key, 3)))
+    choose = jax.jit(jax.vmap(lambda key: random_points(as_points(rows, weights), key, 3)[0]))
     drawn = np.asarray(choose(jax.random.split(KEY, 20_000))[..., 0], int)
     assert (np.diff(np.sort(drawn, 1), axis=1) > 0).all()
     first = np.bincount(drawn[:, 0], minlength=8) / len(drawn)
@@ -122,7 +169,7 @@ def test_the_best_restart_is_kept(seeding, seed):
     values = np.random.default_rng(1).uniform(size=(203, 7)).astype(np.float32)  # no structure
     points = as_points(values, chunk=203)
     points = points._replace(centre=jax.jit(lambda: moments(points)[0])())
-    seeds = jax.jit(lambda: many_seeds(seed, points, KEY, 5, 10))() + points.centre
+    seeds = jax.jit(lambda: seed(points, KEY, 5, 10))() + points.centre
     fit = jax.jit(lambda start: kmeans(KEY, values, 5, initial_centroids=start).inertia)
     alone = [float(fit(start)) for start in seeds]
     best = int(np.argmin(alone))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
@@ -13,6 +12,7 @@ from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 
 from retrieval_jax.numerics import distances
+from retrieval_jax.numerics.arguments import whole_number
 from retrieval_jax.numerics.distances import (
     as_array,
     is_real,
@@ -23,6 +23,9 @@ from retrieval_jax.numerics.distances import (
 )
 
 Carry = TypeVar("Carry")
+
+# Rows that are drawn from together. Shards of whole blocks draw what one device would.
+BLOCK = 128
 
 
 class Points(NamedTuple):
@@ -112,37 +115,6 @@ def power_of_two_for(*arrays: jax.Array, axis_name: str | None = None) -> jax.Ar
     return power_of_two(largest if axis_name is None else lax.pmax(largest, axis_name))
 
 
-def as_integer(value: Any, name: str) -> int:
-    """Returns an integer of Python, NumPy or JAX (not traced) as Python's.
-
-    Raises:
-      ValueError: anything else; even 2.0, which may be a mistake.
-
-    Example:
-      >>> as_integer(jnp.int32(3), "k")
-      3
-    """
-    try:
-        return operator.index(value)
-    except TypeError:
-        raise ValueError(f"{name} must be an integer, not traced by jit; it is {value}.") from None
-
-
-def as_count(value: Any, name: str) -> int:
-    """Returns an integer that is at least 1.
-
-    Raises:
-      ValueError: anything else.
-
-    Example:
-      >>> as_count(np.int64(3), "restarts")
-      3
-    """
-    if (count := as_integer(value, name)) < 1:
-        raise ValueError(f"{name} must be at least 1; it is {count}.")
-    return count
-
-
 def check_clusters(k: Any, n: int) -> int:
     """Returns k as an integer.
 
@@ -153,9 +125,28 @@ def check_clusters(k: Any, n: int) -> int:
       >>> check_clusters(np.int64(2), 5)
       2
     """
-    if not 1 <= (count := as_integer(k, "k")) <= n:
+    if not 1 <= (count := whole_number(k, "k", None)) <= n:
         raise ValueError(f"k must be between 1 and the number of points, {n}; it is {count}.")
     return count
+
+
+def running_sums(values: jax.Array) -> jax.Array:
+    """Sums of values [..., n] along the last axis, up to and with each of them.
+
+    `jnp.cumsum` does the same in log n unrolled steps, which take long to compile.
+
+    Example:
+      >>> running_sums(jnp.array([1, 2, 3])).tolist()
+      [1, 3, 6]
+    """
+    n = values.shape[-1]
+    zeros = jnp.zeros_like(values)
+
+    def double(i: jax.Array, sums: jax.Array) -> jax.Array:
+        before = lax.dynamic_slice_in_dim(jnp.concatenate([zeros, sums], -1), n - (1 << i), n, -1)
+        return sums + before
+
+    return lax.fori_loop(0, (n - 1).bit_length(), double, values)
 
 
 def check_weights(

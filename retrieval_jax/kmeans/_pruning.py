@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from retrieval_jax.kmeans._passes import Passes, Statistics, no_statistics
-from retrieval_jax.kmeans._points import Points
+from retrieval_jax.kmeans._points import BLOCK, Points, running_sums
 from retrieval_jax.kmeans.assignment import least_scores
 from retrieval_jax.numerics.bounds import SAMPLE, principal_basis
 from retrieval_jax.numerics.distances import FULL_PRECISION, over_chunks
@@ -119,7 +119,10 @@ def _open(points, features, basis, centroids, labels) -> tuple[jax.Array, jax.Ar
         return lax.dynamic_update_slice_in_dim(out, others < upper, start, 0)
 
     is_open = over_chunks(features, points.chunk, fill, jnp.zeros(n, bool))
-    place = jnp.cumsum(is_open, dtype=jnp.int32) - 1
+    blocks = jnp.pad(is_open, (0, -n % BLOCK)).reshape(-1, BLOCK).astype(jnp.int32)
+    within = running_sums(blocks)
+    before = running_sums(within[:, -1]) - within[:, -1]
+    place = (before[:, None] + within).reshape(-1)[:n] - 1
     rows = jnp.full(n, n, jnp.int32)
     rows = rows.at[jnp.where(is_open, place, n)].set(jnp.arange(n, dtype=jnp.int32), mode="drop")
     return rows, place[-1] + 1

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from retrieval_jax.kmeans._points import as_count, power_of_two_for
+from retrieval_jax.kmeans._points import power_of_two_for
+from retrieval_jax.numerics.arguments import whole_number
 from retrieval_jax.numerics.distances import (
     matrix,
     on_grid,
@@ -104,7 +105,7 @@ def chunk_rows(chunk_size: int | None, n: int, k: int) -> int:
     """
     if chunk_size is None:
         return min(max(1, min((1 << 21) // k, 1 << 14)), n)
-    return min(as_count(chunk_size, "chunk_size"), n)
+    return min(whole_number(chunk_size, "chunk_size"), n)
 
 
 def assign(rows: jax.Array, centroids: jax.Array) -> tuple[jax.Array, jax.Array]:

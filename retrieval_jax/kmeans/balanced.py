@@ -21,13 +21,13 @@ from jax.typing import ArrayLike
 
 from retrieval_jax.kmeans._points import (
     Points,
-    as_count,
     check_clusters,
     moments,
     power_of_two_for,
 )
 from retrieval_jax.kmeans.assignment import chunk_rows
 from retrieval_jax.kmeans.fit import kmeans
+from retrieval_jax.numerics.arguments import whole_number
 from retrieval_jax.numerics.distances import (
     FULL_PRECISION,
     matrix,
@@ -104,7 +104,7 @@ def balanced_kmeans(
         start = matrix(initial_centroids, "initial_centroids").astype(working_type(points.dtype))
         if start.shape != (k, d):
             raise ValueError(f"initial_centroids must have shape ({k}, {d}), not {start.shape}.")
-    most, chunk = as_count(max_iterations, "max_iterations"), chunk_rows(chunk_size, n, k)
+    most, chunk = whole_number(max_iterations, "max_iterations"), chunk_rows(chunk_size, n, k)
     return _balanced(points, start, most, chunk)
 
 

@@ -15,10 +15,11 @@ import numpy as np
 from jax.typing import ArrayLike
 from scipy.optimize import linear_sum_assignment
 
-from retrieval_jax.kmeans._points import as_count, check_clusters
+from retrieval_jax.kmeans._points import check_clusters
 from retrieval_jax.kmeans.assignment import transform
 from retrieval_jax.kmeans.fit import kmeans
 from retrieval_jax.metrics.silhouette import silhouette
+from retrieval_jax.numerics.arguments import whole_number
 from retrieval_jax.numerics.distances import host_matrix
 
 
@@ -87,7 +88,7 @@ def choose_k(
         raise ValueError(f"choose_k takes no {', '.join(sorted(refused))}.")
     counts = np.array([check_clusters(k, n - 1) for k in ks])
     fit_key, sample_key = jax.random.split(key)
-    rows = np.asarray(jax.random.permutation(sample_key, n))[: as_count(sample, "sample")]
+    rows = np.asarray(jax.random.permutation(sample_key, n))[: whole_number(sample, "sample")]
     some = np.asarray(points)[rows]
     silhouettes, bic, inertias = np.full((3, len(counts)), np.nan)
     for i, k in enumerate(counts):

@@ -23,7 +23,6 @@ from jax.typing import ArrayLike
 from retrieval_jax.kmeans._passes import Statistics, dense_passes, move
 from retrieval_jax.kmeans._points import (
     Points,
-    as_count,
     check_clusters,
     check_weights,
     moments,
@@ -31,7 +30,8 @@ from retrieval_jax.kmeans._points import (
 )
 from retrieval_jax.kmeans._pruning import pruned_passes
 from retrieval_jax.kmeans.assignment import assign_all, chunk_rows
-from retrieval_jax.kmeans.seeding import many_seeds, plus_plus, random_points
+from retrieval_jax.kmeans.seeding import plus_plus, random_points
+from retrieval_jax.numerics.arguments import whole_number
 from retrieval_jax.numerics.distances import matrix, unit, working_type
 
 
@@ -89,7 +89,7 @@ def kmeans(
     vmapped over keys, and run under shard_map or pmap. The same key gives the same result.
 
     Memory besides the points, whatever the number of restarts: a few times chunk_size × (k + d)
-    floats, and n × (24 + ⌊ln k⌋), or n × 50 for k < 64, whose seedings share passes.
+    floats, and n × 24. The seedings of all restarts share two and a half dense passes.
 
     A cluster that loses all its points is reseeded with the point farthest from its centroid
     (several: the farthest points in turn). With fewer distinct points than k it still
@@ -120,7 +120,8 @@ def kmeans(
       max_iterations: most moves of the centroids in one restart.
       tolerance: relative to the mean variance of the features, as scikit-learn scales it; 0 goes on
         until the centroids stand still.
-      seeding: greedy k-means++ with 2 + ⌊ln k⌋ candidates a centroid, or k random points.
+      seeding: greedy k-means++ on the means of some 2.5 k small groups of points, found by the
+        draws of k-means||; or k random points.
       initial_centroids: [k, d] to start from, in place of seeding and restarts.
       spherical: groups by cosine: points are scaled to unit length (a zero point stays zero, as far
         from every centroid) and so are the centroids. The inertia is then twice the sum of
@@ -168,8 +169,8 @@ def kmeans(
         initial_centroids,
         tolerance,
         k=k,
-        restarts=as_count(restarts, "restarts"),
-        max_iterations=as_count(max_iterations, "max_iterations"),
+        restarts=whole_number(restarts, "restarts"),
+        max_iterations=whole_number(max_iterations, "max_iterations"),
         seed=plus_plus if seeding == "k-means++" else random_points,
         spherical=spherical,
         chunk=chunk_rows(chunk_size, n, k),
@@ -237,7 +238,7 @@ def _kmeans(
     data = data._replace(centre=centre)
 
     if initial is None:
-        seeds = many_seeds(seed, data.for_seeding(), key, k, restarts).astype(dtype)
+        seeds = seed(data.for_seeding(), key, k, restarts).astype(dtype)
     else:
         seeds = (initial * scale - centre)[None]
 

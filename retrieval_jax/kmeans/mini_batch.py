@@ -145,7 +145,7 @@ def _start(key, points, weights, k, spherical, chunk, axis_name) -> MiniBatchSta
     data = Points(points, weights, zero, chunk, spherical, axis_name, scale, dtype)
     data = data._replace(weights=weights * power_of_two_for(weights, axis_name=axis_name))
     data = data._replace(centre=moments(data)[0])
-    centroids = plus_plus(data.for_seeding(), key, k).astype(dtype) + data.centre
+    centroids = plus_plus(data.for_seeding(), key, k)[0].astype(dtype) + data.centre
     return MiniBatchState(centroids / scale, jnp.zeros(k, dtype), jnp.full((), jnp.nan, dtype))
 
 

@@ -1,110 +1,161 @@
-"""Where k-means starts: greedy k-means++, random points, and new places for empty clusters.
+"""Where k-means starts: k-means++ on small groups, random points, new places for empty clusters.
 
 References:
   D. Arthur and S. Vassilvitskii, "k-means++: the advantages of careful seeding", SODA 2007.
+  B. Bahmani et al., "Scalable k-means++", VLDB 2012.
   P. Efraimidis and P. Spirakis, "Weighted random sampling with a reservoir", Information Processing
     Letters, 2006.
 """
 
 import math
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from retrieval_jax.kmeans._points import Points
+from retrieval_jax.kmeans._points import BLOCK, Points, running_sums
 from retrieval_jax.kmeans.assignment import assign
-from retrieval_jax.numerics.distances import FULL_PRECISION, scores
+from retrieval_jax.numerics.distances import FULL_PRECISION, scores, unit
 
-# Rows that are drawn from together. Shards of whole blocks draw what one device would.
-BLOCK = 128
+# Groups are drawn in so many rounds, each of half the clusters and never fewer than this many.
+_ROUNDS = 5
+_LEAST = 64
 
 
-def many_seeds(
-    seed: Callable[[Points, jax.Array, int], jax.Array],
-    points: Points,
-    key: jax.Array,
-    k: int,
-    restarts: int,
-) -> jax.Array:
-    """The seeds of all restarts: float32 [restarts, k, d], prepared as `points` does.
+def plus_plus(points: Points, key: jax.Array, k: int, restarts: int = 1) -> jax.Array:
+    """Greedy k-means++ on the means of small groups of points.
 
-    Few clusters leave most of a pass over the points to reading them: some restarts share it.
+    As in k-means||, a few rounds draw points by their squared distance to those drawn before, k / 2
+    per round, and every point joins the nearest one drawn. The k seeds are then found among these
+    2.5 k groups, not among n points. Unlike k-means||, a group is represented by the mean of its
+    points: the potential of a set of seeds is then that of the points themselves, up to a constant,
+    wherever whole groups have the same nearest seed.
+
+    All restarts share the groups. Needs time for two and a half dense passes and memory for 3 n
+    floats and a few times k × d.
 
     Args:
-      seed: `plus_plus` or `random_points`.
       points: the points.
       key: JAX random key, the same on every device.
-      k: number of centroids of each.
+      k: number of centroids of each restart.
       restarts: number of seedings.
-    """
-    turns = -(-restarts // max(1, 64 // k))
-    keys = jax.random.split(key, (turns, -(-restarts // turns)))
-    found = lax.map(jax.vmap(lambda key: seed(points, key, k)), keys)
-    return found.reshape(-1, *found.shape[2:])[:restarts]
-
-
-def plus_plus(points: Points, key: jax.Array, k: int) -> jax.Array:
-    """Greedy k-means++: of 2 + ⌊ln k⌋ points drawn by squared distance, the best is added.
-
-    Needs memory for n × (3 + ⌊ln k⌋) floats.
-
-    Args:
-      points: the points.
-      key: JAX random key, the same on every device.
-      k: number of centroids.
 
     Returns:
-      float32 [k, d], prepared as `points` does.
+      float32 [restarts, k, d], prepared as `points` does: means of groups, of unit length where
+      `points` are spherical.
+    """
+    keys = jax.random.split(key, 1 + restarts)
+    small = groups(points, keys[0], max(_LEAST, -(-k // 2)))
+    seeds = lax.map(lambda key: small.values[greedy(small, key, k)], keys[1:])
+    return unit(seeds + points.centre) - points.centre if points.spherical else seeds
+
+
+def groups(points: Points, key: jax.Array, draws: int) -> Points:
+    """Means of small groups of points, weighted by the mass of each group.
+
+    Args:
+      points: the points.
+      key: JAX random key, the same on every device.
+      draws: points drawn in each round.
+
+    Returns:
+      `Points` of m = 5 × draws rows, the same on every device; groups of no points have weight 0.
     """
     n, d = points.values.shape
+    m = _ROUNDS * draws
 
-    def distances(centroids: jax.Array, nearest: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """[m, n]: squared distances to the nearest centroid, were each of m added; and sums."""
+    # One draw in each stratum of the mass, so that few rows are drawn twice.
+    u = (jnp.arange(draws) + jax.random.uniform(key, (_ROUNDS, draws))) / draws
 
-        def fill(out, start, rows, weights):
-            here = jnp.maximum(scores(rows, centroids) + (rows**2).sum(1), 0)
-            here = jnp.minimum(here, lax.dynamic_slice_in_dim(nearest, start, len(rows)))
-            whole, sums = out
-            total = jnp.dot(here, weights, precision=FULL_PRECISION)
-            return lax.dynamic_update_slice_in_dim(whole, here, start, 1), sums + total
+    def join(i: jax.Array, state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        mass = points.weights * jnp.where(i > 0, state[0], 1)
+        row, mine = draw(points, mass, u[i])
+        drawn = points.prepare(points.values[row])
+        drawn = points.total(jnp.where(mine[:, None], drawn, 0))
 
-        zero = jnp.zeros((len(centroids), n), jnp.float32), jnp.zeros(len(centroids), jnp.float32)
-        options, sums = points.fold(fill, zero)
-        return options, points.total(sums)
+        def fill(state, start: jax.Array, rows: jax.Array, _):
+            labels, distances = assign(rows, drawn)
+            before = [lax.dynamic_slice_in_dim(array, start, len(rows)) for array in state]
+            closer = distances < before[0]
+            new = (
+                jnp.where(closer, distances, before[0]),
+                jnp.where(closer, labels + i * draws, before[1]),
+            )
+            return tuple(
+                lax.dynamic_update_slice_in_dim(array, here, start, 0)
+                for array, here in zip(state, new, strict=True)
+            )
+
+        return points.fold(fill, state)
+
+    start = jnp.full(n, jnp.inf, jnp.float32), jnp.zeros(n, jnp.int32)
+    _, labels = lax.fori_loop(0, _ROUNDS, join, start)
+
+    def add(sums: jax.Array, start: jax.Array, rows: jax.Array, weights: jax.Array) -> jax.Array:
+        here = lax.dynamic_slice_in_dim(labels, start, len(rows))
+        rows = jnp.concatenate([rows, jnp.ones_like(rows[:, :1])], 1)
+        return _add_to(sums, rows, weights, here)
+
+    sums = points.total(points.fold(add, jnp.zeros((m, d + 1), jnp.float32)))
+    mass = sums[:, d]
+    means = sums[:, :d] / jnp.where(mass > 0, mass, 1)[:, None]
+    return Points(means, mass, jnp.zeros_like(points.centre), m, False, None)
+
+
+def greedy(points: Points, key: jax.Array, k: int) -> jax.Array:
+    """Greedy k-means++: of 2 + ⌊ln k⌋ points drawn by squared distance, the best is added.
+
+    Args:
+      points: points that need no preparation, the same on every device.
+      key: JAX random key, the same on every device.
+      k: number of seeds.
+
+    Returns:
+      int32 [k], the rows of the seeds.
+    """
+    rows = points.values
+    squares = (rows**2).sum(1)
+    u = jax.random.uniform(key, (k, 2 + int(math.log(k))))
 
     def add(i: jax.Array, state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        centroids, nearest = state
-        chance = jnp.where(i > 0, nearest, 1)
-        candidates = draw(points, jax.random.fold_in(key, i), chance, 2 + int(math.log(k)))
-        options, sums = distances(candidates, nearest)
-        best = jnp.where(i > 0, sums.argmin(), 0)  # the first one is any of the points
-        return centroids.at[i].set(candidates[best]), options[best]
+        chosen, nearest = state
+        drawn, _ = draw(points, points.weights * jnp.where(i > 0, nearest, 1), u[i])
+        options = jnp.maximum(scores(rows, rows[drawn]) + squares, 0)
+        options = jnp.minimum(options, nearest)
+        potentials = jnp.dot(options, points.weights, precision=FULL_PRECISION)
+        best = jnp.where(i > 0, potentials.argmin(), 0)  # the first one is any of the points
+        return chosen.at[i].set(drawn[best]), options[best]
 
-    start = jnp.zeros((k, d), jnp.float32), jnp.full(n, jnp.inf, jnp.float32)
+    start = jnp.zeros(k, jnp.int32), jnp.full(len(rows), jnp.inf, jnp.float32)
     return lax.fori_loop(0, k, add, start)[0]
 
 
-def random_points(points: Points, key: jax.Array, k: int) -> jax.Array:
+def random_points(points: Points, key: jax.Array, k: int, restarts: int = 1) -> jax.Array:
     """k different points, drawn one after the other in proportion to their weights.
 
     Args:
       points: at least k of them.
       key: JAX random key, the same on every device.
-      k: number of centroids.
+      k: number of centroids of each restart.
+      restarts: number of seedings.
 
     Returns:
-      float32 [k, d], prepared as `points` does.
+      float32 [restarts, k, d], prepared as `points` does.
     """
     n = len(points.values)
     blocks = -(-n // BLOCK)
     first = points.shard()[0] * blocks + jnp.arange(blocks)
-    uniform = jax.vmap(lambda block: jax.random.uniform(jax.random.fold_in(key, block), (BLOCK,)))
-    u = uniform(first).reshape(-1)[:n]
-    # Exponential races: row i finishes at -log(u) / weight, and the first k to finish are drawn.
-    finish = jnp.where(points.weights > 0, jnp.log1p(-u) / points.weights, -jnp.inf)
-    return _largest(points, finish, k)[1]
+
+    def seed(key: jax.Array) -> jax.Array:
+        def uniform(block: jax.Array) -> jax.Array:
+            return jax.random.uniform(jax.random.fold_in(key, block), (BLOCK,))
+
+        u = jax.vmap(uniform)(first).reshape(-1)[:n]
+        # Exponential races: row i finishes at -log(u) / weight, and the first k are drawn.
+        finish = jnp.where(points.weights > 0, jnp.log1p(-u) / points.weights, -jnp.inf)
+        return _largest(points, finish, k)[1]
+
+    return lax.map(seed, jax.random.split(key, restarts))
 
 
 def farthest(points: Points, centroids: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -129,35 +180,52 @@ def farthest(points: Points, centroids: jax.Array) -> tuple[jax.Array, jax.Array
     return _largest(points, jnp.where(points.weights > 0, distances, 0), len(centroids))
 
 
-def draw(points: Points, key: jax.Array, distances: jax.Array, count: int) -> jax.Array:
-    """Draws points with replacement, in proportion to weight × distance.
+def draw(points: Points, mass: jax.Array, u: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The rows where the cumulative sum of the mass passes given shares of the whole.
 
-    First a block of rows, then a row in it: one cumulative sum over millions of float32 would lose
-    the small ones. Where all distances are 0 the weights decide.
+    First a block of rows is found, then a row in it: one cumulative sum over millions of float32
+    would lose the small ones. Where all mass is 0 the weights stand in for it.
 
     Args:
       points: the points.
-      key: JAX random key, the same on every device.
-      distances: float32 [n], ≥ 0.
-      count: points to draw.
+      mass: float32 [n], ≥ 0, 0 where the weight is.
+      u: float32 [c], in [0, 1).
 
     Returns:
-      float32 [count, d], prepared; the same on every device.
+      int32 [c], rows on this device, none of mass 0; and bool [c], whether it is this device whose
+      row was found.
     """
-    shard, _ = points.shard()
-    mass = points.weights * distances
     mass = jnp.where(points.total(mass.sum()) > 0, mass, points.weights)
     blocks = jnp.pad(mass, (0, -len(mass) % BLOCK)).reshape(-1, BLOCK)
-    u, v = jax.random.uniform(key, (2, count))
-    totals = jnp.cumsum(points.gathered(blocks.sum(1)))
-    at = jnp.searchsorted(totals, u * totals[-1], side="right")
-    local = at - shard * len(blocks)
-    mine = ((local >= 0) & (local < len(blocks)))[:, None]
+    totals = running_sums(points.gathered(blocks.sum(1)))
+    below = 1 - 8 * jnp.finfo(jnp.float32).eps  # the sums may be off by rounding
+    at = jnp.minimum(u, below) * totals[-1]
+    block = (totals <= at[:, None]).sum(1)
+    left = at - jnp.where(block > 0, totals[block - 1], 0)
+    local = block - points.shard()[0] * len(blocks)
+    mine = (local >= 0) & (local < len(blocks))
     local = jnp.clip(local, 0, len(blocks) - 1)
-    within = jnp.cumsum(blocks[local], axis=1)
-    row = local * BLOCK + (within <= v[:, None] * within[:, -1:]).sum(1)
-    rows = points.prepare(points.values[jnp.minimum(row, len(mass) - 1)])
-    return points.total(jnp.where(mine, rows, 0))
+    here = blocks[local]
+    within = running_sums(here)
+    left = jnp.minimum(left, below * within[:, -1])
+    row = local * BLOCK + ((within > left[:, None]) & (here > 0)).argmax(1)
+    return jnp.minimum(row, len(mass) - 1), mine
+
+
+def _add_to(sums: jax.Array, rows: jax.Array, weights: jax.Array, labels: jax.Array) -> jax.Array:
+    """Adds weighted rows [c, d] to the sums [m, d] of their labels.
+
+    By matmul except on a CPU: a scatter is slow on TPU, and on GPU adds in an order that varies.
+    """
+
+    def by_matmul() -> jax.Array:
+        members = (labels == jnp.arange(len(sums))[:, None]) * weights
+        return sums + jnp.dot(members, rows, precision=FULL_PRECISION)
+
+    def by_scatter() -> jax.Array:
+        return sums.at[labels].add(weights[:, None] * rows)
+
+    return lax.platform_dependent(cpu=by_scatter, default=by_matmul)
 
 
 def _largest(points: Points, values: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:

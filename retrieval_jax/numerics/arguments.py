@@ -10,7 +10,7 @@ from jax.typing import ArrayLike
 from retrieval_jax.numerics.distances import as_array, matrix, working_type
 
 
-def whole_number(value: Any, name: str, least: int = 1) -> int:
+def whole_number(value: Any, name: str, least: int | None = 1) -> int:
     """Returns a count, such as k, as a Python integer; those of NumPy and JAX will do.
 
     Raises:
@@ -27,7 +27,7 @@ def whole_number(value: Any, name: str, least: int = 1) -> int:
         number = operator.index(value)
     except TypeError as error:  # that of JAX, for traced values, is one too
         raise ValueError(f"{name} must be an integer, not traced by jit; it is {value}.") from error
-    if number < least:
+    if least is not None and number < least:
         raise ValueError(f"{name} must be at least {least}; it is {number}.")
     return number
 
