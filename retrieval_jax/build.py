@@ -163,7 +163,7 @@ def _named(path: str, keys: Any) -> Iterator[None]:
 def _network(c: ConfigDict, sizes: Sizes) -> Network:
     """The encoder, and what the terms of the objective read."""
     needs = {head for term in _objective(c, sizes).values() for head in term.needs}
-    if "prediction" in needs:
+    if needs & {"prediction", "scores"}:
         needs.add("projection")
     name = c.model.encoder.name
     given = {
@@ -179,6 +179,7 @@ def _network(c: ConfigDict, sizes: Sizes) -> Network:
                 ("decoder", "reconstruction"),
                 ("projector", "projection"),
                 ("predictor", "prediction"),
+                ("prototypes", "scores"),
             )
         },
         head=Head(sizes.classes) if "logits" in needs else None,
@@ -243,10 +244,19 @@ def _check_against_data(c: ConfigDict, sizes: Sizes) -> None:
             "network; set it above 0"
         )
     asking = [
-        f"objective.{name}" for name, term in _objective(c, sizes).items() if "logits" in term.needs
+        f"objective.{name}"
+        for name, term in _objective(c, sizes).items()
+        if {"logits", "labels"} & set(term.needs)
     ]
     if t.monitor != "loss":
         asking.append("training.monitor")
+    views = sum(keys.count for keys in c.views.values())
+    for name, term in _objective(c, sizes).items():
+        if views < term.views:
+            raise UserError(
+                f"objective.{name} compares {term.views} views of each image or more, but there "
+                f"{'is' if views == 1 else 'are'} {views}; raise views.main.count"
+            )
     if asking and sizes.classes < 2:
         lack = "one class only" if sizes.classes else "no labels"
         raise UserError(

@@ -22,9 +22,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from retrieval_jax.models import ENCODERS
 from retrieval_jax.models.decoder import upsampling
-from retrieval_jax.models.encoders import ENCODERS
-from retrieval_jax.models.heads import predictor, projector
+from retrieval_jax.models.heads import mlp, prototypes
 from retrieval_jax.objectives import TERMS
 from retrieval_jax.runtime.errors import UserError
 from retrieval_jax.training.optimizers import OPTIMIZERS
@@ -63,12 +63,13 @@ def default() -> ConfigDict:
     data.queries = 90  # images set aside as queries, stratified by class
     data.validation_fraction = 0.2  # share of the gallery for the validation losses
 
-    # Decoder, classifier, projector and predictor are there if a term of the objective reads them.
+    # All but the encoder are there if a term of the objective reads what they make.
     c.model = model = section()
     model.encoder = choice("convolutional", ENCODERS)
     model.decoder = keys_of(upsampling)
-    model.projector = keys_of(projector)
-    model.predictor = keys_of(predictor)
+    model.projector = keys_of(mlp)
+    model.predictor = keys_of(mlp)
+    model.prototypes = keys_of(prototypes)
 
     # Weight 0 leaves a term out.
     c.objective = section({term.__name__: keys_of(term) for term in TERMS})

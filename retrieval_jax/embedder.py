@@ -16,8 +16,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from retrieval_jax.data.images import LazyImages
 from retrieval_jax.data.stream import batches
-from retrieval_jax.models import Network
-from retrieval_jax.models.encoders import ENCODERS
+from retrieval_jax.models import ENCODERS, Network
 from retrieval_jax.numerics.distances import unit
 from retrieval_jax.runtime import devices
 from retrieval_jax.runtime.errors import UserError, printable, reason
