@@ -49,6 +49,7 @@ from retrieval_jax.runtime.stage_cache import kept
 from retrieval_jax.runtime.workdir import claim, differences, open_workdir
 from retrieval_jax.training.checkpoints import Checkpoints
 from retrieval_jax.training.epoch import DataSet, Recipe
+from retrieval_jax.training.labels import Budget, budgeted
 from retrieval_jax.training.logs import MetricLog
 from retrieval_jax.training.loop import Profile, Trained, train
 from retrieval_jax.training.step import create_state
@@ -83,12 +84,16 @@ class Experiment(NamedTuple):
     streaming: bool
     recipe: Callable[[tuple[int, int, int], int, int], Recipe]  # of (image shape, classes, fit)
     encoder: dict[str, Any]  # its name and keys, to build it again
+    budget: Budget | None  # of labels in training; None: all
     init_from: str  # workdir whose parameters to start from, or ""
     extends: bool  # whether more epochs go on where fewer ended: no rate depends on their number
     checkpoint_seconds: float
     profile_steps: int
     average: bool
     normalize: bool
+    layer: str  # that embeds: "backbone" or "projection"
+    projector: dict[str, Any]  # its keys, to build it again
+    crops: int  # side of nine crops whose embeddings are averaged; 0: the whole image
     embedding_batch_size: int
     clustering: Clustering
     neighbours: int
@@ -157,11 +162,12 @@ def run(
                 embedder.Embedder.from_state,
                 recipe.model,
                 normalize=experiment.normalize,
+                crops=experiment.crops,
                 batch=experiment.embedding_batch_size,
             )
             arrays, seconds["embed"] = kept(
                 workdir / "embeddings.npz",
-                checksum([variables, experiment.normalize]),
+                checksum([variables, experiment.normalize, experiment.layer, experiment.crops]),
                 lambda: embed_all(embed(variables), data, parts)._asdict(),
             )
             embeddings = Embeddings(**arrays)
@@ -264,7 +270,7 @@ def fit(
     asked_to_stop: Callable[[], bool] = lambda: False,
 ) -> Trained:
     """Trains, or takes up what the workdir holds, and leaves the model there."""
-    labels = np.full(len(data.images), -1, np.int32) if data.labels is None else data.labels
+    labels = training_labels(experiment, data, parts)
     fit_set, validation_set = (
         DataSet(
             view(data.images, rows) if experiment.streaming else data.images[rows], labels[rows]
@@ -291,10 +297,29 @@ def fit(
         description = {
             "encoder": experiment.encoder,
             "normalize": experiment.normalize,
+            "projector": experiment.projector if experiment.layer == "projection" else None,
+            "crops": experiment.crops,
             "image_shape": list(data.images.shape[1:]),
         }
         save_model(workdir, trained.state.judged(experiment.average), description)
     return trained
+
+
+def training_labels(experiment: Experiment, data: ImageSet, parts: Split) -> np.ndarray:
+    """int32 [n], -1 where training may not use an image's label."""
+    if data.labels is None:
+        return np.full(len(data.images), -1, np.int32)
+    if experiment.budget is None:
+        return data.labels
+
+    def embed() -> np.ndarray:
+        by_run = embedder.Embedder.from_run(experiment.init_from)
+        return by_run(view(data.images, parts.fit))
+
+    classes = len(data.class_names)
+    labels = budgeted(experiment.budget, data.labels, parts.fit, classes, experiment.seed, embed)
+    shared = hosts.arrays_from_first({"labels": labels})  # the first process' k-means decides
+    return labels if shared is None else shared["labels"]
 
 
 def embed_all(embed: embedder.Embedder, data: ImageSet, parts: Split) -> Embeddings:

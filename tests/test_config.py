@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -12,11 +13,13 @@ from retrieval_jax.build import Sizes
 from retrieval_jax.config import check, check_hosts, default
 from retrieval_jax.main import parse
 from retrieval_jax.objectives import Term
+from retrieval_jax.runtime import devices
 from retrieval_jax.runtime.errors import UserError
 from retrieval_jax.training.checkpoints import Checkpoints
-from retrieval_jax.training.epoch import DataSet
+from retrieval_jax.training.epoch import DataSet, fit_batch
 from retrieval_jax.training.logs import MetricLog
 from retrieval_jax.training.loop import train
+from retrieval_jax.training.step import create_state, train_step
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 FILES = sorted(
@@ -48,6 +51,64 @@ def test_every_config_builds_and_takes_a_step(file, tmp_path):
     assert trained.state.step == 1
     assert np.isfinite(trained.history[0]["fit"]["loss"])
     assert set(trained.history[0]["fit"]) == {"loss", "reconstruction", "classification"}
+
+
+RECIPES = ("free_cpu", "free_cpu_long", "few_cpu", "full_cpu", "free_gpu", "few_gpu", "full_gpu")
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_takes_two_steps(name):
+    """With tiny networks and batches, on two devices that are an axis of one program."""
+    c, _ = parse(arguments(CONFIGS / f"cifar10_{name}.py", "--config.training.batch_size=8"))
+    c.training.labelled_per_batch = min(c.training.labelled_per_batch, 2)
+    for widths in (c.model.projector, c.model.predictor):
+        widths.widths = (8, 4)
+    if c.model.encoder.name == "small_resnet":
+        c.model.encoder.small_resnet.widths = (4, 6, 8)
+    else:
+        c.model.encoder[c.model.encoder.name].width = 2
+    build.experiment(c)
+    recipe = build.recipe(c, Sizes((32, 32, 3), 10, fit=16))
+    rng = np.random.default_rng(0)
+    data = DataSet(
+        rng.integers(0, 256, (16, 32, 32, 3), np.uint8), rng.integers(-1, 10, 16).astype(np.int32)
+    )
+    state = create_state(
+        recipe.model,
+        recipe.objective,
+        recipe.optimizer,
+        jax.random.key(0),
+        (32, 32, 3),
+        averaged=recipe.averaged,
+    )
+    before = state.params
+
+    def step(state, rows):
+        def on_device(rows):
+            return train_step(
+                state,
+                fit_batch(recipe, state.step, DataSet(*map(jnp.asarray, data)), rows, rows),
+                model=recipe.model,
+                objective=recipe.objective,
+                optimizer=recipe.optimizer,
+                key=jax.random.key(1),
+                axis_name=devices.AXIS,
+                decay=recipe.ema_decay,
+            )
+
+        mapped = jax.vmap(on_device, axis_name=devices.AXIS)
+        return jax.tree.map(lambda x: x[0], mapped(rows.reshape(2, -1)))
+
+    compiled = devices.quick_jit(step)
+    for rows in np.arange(16, dtype=np.int32).reshape(2, 8):
+        state, metrics = compiled(state, rows)
+    assert state.step == 2 and all(np.isfinite(value) for value in metrics.values())
+    assert set(metrics) == {"loss", *recipe.objective}
+    moved = [
+        np.abs(a - b).max()
+        for a, b in zip(*map(jax.tree.leaves, (state.params, before)), strict=True)
+    ]
+    assert max(moved) > 0 and np.isfinite(moved).all()
 
 
 @pytest.mark.fast

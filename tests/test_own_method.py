@@ -197,7 +197,7 @@ def test_a_whole_run_by_it(arguments, tmp_path, capsys):
     assert results["provenance"]["config"]["objective"]["ntxent"]["temperature"] == 0.2
     for row in results["training"]["history"]:
         for part in ("fit", "validation"):
-            assert list(row[part]) == ["loss", "ntxent"]
+            assert list(row[part])[:2] == ["loss", "ntxent"]
             assert row[part]["loss"] == row[part]["ntxent"] > 0
     tensors = safetensors.numpy.load_file(tmp_path / "run" / "model.safetensors")
     parts = {tuple(name.split("/")[:2]) for name in tensors}

@@ -34,6 +34,7 @@ class Network(nn.Module):
       projector: (embedding, train) → projection.
       predictor: (projection, train) → prediction; needs a projector.
       prototypes: projection → scores; needs a projector.
+      embeds: what `embed` returns: "backbone", the embedding, or "projection".
 
     Raises:
       ValueError: a decoder on an encoder that returns no feature map.
@@ -55,6 +56,7 @@ class Network(nn.Module):
     projector: nn.Module | None = None
     predictor: nn.Module | None = None
     prototypes: nn.Module | None = None
+    embeds: str = "backbone"
 
     def __call__(self, images: jax.Array, train: bool = False) -> Outputs:
         features = self.encoder(images, train)
@@ -75,10 +77,15 @@ class Network(nn.Module):
         )
 
     def embed(self, images: jax.Array) -> jax.Array:
-        """Embeddings float32 [n, d] by the encoder alone, with the running statistics."""
+        """What the network is for: float32 [n, d] by `embeds`, with the running statistics."""
         if hasattr(self.encoder, "embed"):
-            return self.encoder.embed(images)
-        return _averaged(self.encoder(images))
+            found = self.encoder.embed(images)
+        else:
+            found = _averaged(self.encoder(images))
+        if self.embeds == "backbone":
+            return found
+        assert self.projector is not None
+        return self.projector(found, False)
 
     def reconstruct(self, images: jax.Array) -> jax.Array:
         """Reconstructions float32 [n, h, w, c], with the running statistics; needs a decoder."""

@@ -22,12 +22,20 @@ from retrieval_jax.models import Outputs
 TOTAL = "loss"
 
 
+class Mixed(NamedTuple):
+    """What a batch's images are mixed with: image = share · own + (1 - share) · other."""
+
+    labels: jax.Array  # int32 [n], of the others, -1 where training may not use the label
+    share: jax.Array  # float32 scalar
+
+
 class Batch(NamedTuple):
     """One device's share of a batch: n examples, each in several views."""
 
     images: tuple[jax.Array, ...]  # float32 [v, n, h, w, c] in [0, 1]; several where sizes differ
     labels: jax.Array  # int32 [n], -1 where training may not use the label
     rows: jax.Array  # int32 [n], rows of the fit set; -1 pads the last batch of a validation
+    mixed: Mixed | None = None
 
 
 class Seen(NamedTuple):

@@ -84,8 +84,8 @@ def updated(
 
     Example:
       >>> start = Confidence(jnp.float32(0.5), jnp.full(2, 0.5), jnp.full(2, 0.5))
-      >>> updated(start, jnp.array([[0.9, 0.1]]), 0.5).classes.round(2)
-      Array([0.7, 0.3], dtype=float32)
+      >>> updated(start, jnp.array([[1.0, 0.0]]), 0.5).classes.tolist()
+      [0.75, 0.25]
     """
     counted = all_real(len(probabilities), real)
     count = jnp.maximum(total(counted.sum(dtype=jnp.float32), axis_name), 1)
