@@ -85,6 +85,7 @@ def experiment(c: ConfigDict) -> Experiment:
         embedding_batch_size=c.embedding.batch_size,
         clustering=Clustering(**c.clustering),
         neighbours=c.retrieval.neighbours,
+        probes=c.retrieval.probes,
         examples=c.report.examples,
         tsne_points=c.report.tsne_points,
     )

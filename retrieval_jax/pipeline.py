@@ -18,7 +18,7 @@ import numpy as np
 from etils import epath
 from tqdm import tqdm
 
-from retrieval_jax import baselines, embedder, evaluation
+from retrieval_jax import baselines, embedder, evaluation, probes
 from retrieval_jax.data.images import ImageSet, LazyImages, names_of, view
 from retrieval_jax.data.split import Split, split
 from retrieval_jax.numerics.keys import key_for
@@ -97,6 +97,7 @@ class Experiment(NamedTuple):
     embedding_batch_size: int
     clustering: Clustering
     neighbours: int
+    probes: bool  # whether a weighted kNN and a linear probe are scored too
     examples: int
     tsne_points: int
 
@@ -391,13 +392,19 @@ def score(
             for kind in evaluation.Ranking._fields
         )
     )
-    return evaluation.score(
+    scores = evaluation.score(
         *embeddings,
         evaluation.Clusters(**clusters),
         ranking,
         *_labels(data, parts),
         seed=experiment.seed,
     )
+    if not experiment.probes or scores.retrieval.exhaustive is None:
+        return scores
+    probed = scores.retrieval.exhaustive._replace(
+        **probes.accuracies(*embeddings, *_labels(data, parts))
+    )
+    return scores._replace(retrieval=scores.retrieval._replace(exhaustive=probed))
 
 
 def score_baselines(

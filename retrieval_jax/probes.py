@@ -9,7 +9,32 @@ import optax
 
 from retrieval_jax import sharded
 from retrieval_jax.numerics.distances import unit
+from retrieval_jax.report.results import Score
 from retrieval_jax.runtime.devices import quick_jit
+
+
+def accuracies(
+    gallery: np.ndarray,
+    queries: np.ndarray,
+    gallery_labels: np.ndarray,
+    query_labels: np.ndarray,
+) -> dict[str, Score]:
+    """Both probes' accuracies on the queries, beside that of the gallery's commonest class.
+
+    Example:
+      >>> points, labels = np.eye(2, dtype=np.float32), np.arange(2)
+      >>> accuracies(points, points, labels, labels)["linear_accuracy"]
+      Score(value=1.0, chance=0.5)
+    """
+    chance = float((query_labels == np.bincount(gallery_labels).argmax()).mean())
+    found = {
+        "weighted_knn_accuracy": weighted_knn(gallery, gallery_labels, queries),
+        "linear_accuracy": linear_probe(gallery, gallery_labels, queries),
+    }
+    return {
+        name: Score(float((classes == query_labels).mean()), chance)
+        for name, classes in found.items()
+    }
 
 
 def weighted_knn(
