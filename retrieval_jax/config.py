@@ -120,9 +120,7 @@ def default() -> ConfigDict:
 
     c.retrieval = retrieval = section()
     retrieval.neighbours = 100  # neighbours found for each query
-    retrieval.probes = (
-        False  # score a weighted kNN (k = 200, temperature 0.1) and a linear probe too
-    )
+    retrieval.probes = False  # score a linear probe and a weighted kNN of 200 neighbours, too
 
     c.report = report = section()
     report.examples = 10  # images in the reconstruction and retrieval figures

@@ -310,6 +310,102 @@ def test_impossible_data_is_refused():
         check(c)
 
 
+OUT_OF_RANGE = {
+    "simclr": {"temperature": 0.0},
+    "supcon": {"temperature": -1.0},
+    "moco": {"temperature": 0.0, "queue": 0},
+    "vicreg": {"invariance": -1.0, "variance": -1.0, "covariance": float("inf")},
+    "barlow_twins": {"off_diagonal": -1.0},
+    "emp_ssl": {"epsilon": 0.0, "agreement": -1.0},
+    "swav": {"temperature": 0.0, "epsilon": 0.0, "iterations": 0, "codes": 0},
+    "propos": {"k": 1, "scattering": -1.0, "temperature": 0.0, "sigma": -1.0, "warmup_steps": -1},
+    "dec": {"k": 1},
+    "self_labelling": {"k": 1, "temperature": 0.0, "confident": 1.5},
+    "fixmatch": {"threshold": 1.5},
+    "freematch": {"decay": 1.5, "fair": -1.0},
+    "classification": {"views": -1},
+}
+
+
+@pytest.mark.fast
+def test_what_a_method_cannot_use_is_refused_by_its_key():
+    for name, values in OUT_OF_RANGE.items():
+        assert values.keys() <= set(default().objective[name].keys())
+        for key, value in values.items():
+            c = default()
+            c.objective[name].update({"weight": 1.0, key: value})
+            with pytest.raises(UserError, match=f"^objective.{name}.{key} must be"):
+                build.experiment(c)
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"objective.simclr.weight": 1.0}, "objective.simclr compares 2 views of each image or"),
+        (
+            {"objective.byol.weight": 1.0, "views.main.count": 2},
+            "objective.byol compares with the averaged network, but training.ema_decay is 0",
+        ),
+        (
+            {"objective.dec.weight": 1.0, "embedding.layer": "projection"},
+            "objective.dec compares embeddings of the backbone .* set embedding.layer=backbone",
+        ),
+        (
+            {"objective.swav.weight": 1.0, "model.prototypes.count": 0},
+            "model.prototypes.count must",
+        ),
+        ({"data.label_fraction": 0.0}, "data.label_fraction must be above 0"),
+        ({"data.label_fraction": 0.1, "data.labels_per_class": 4}, "are both set; leave one"),
+        ({"data.labels_per_class": 4, "training.monitor": "knn"}, "but the budget of labels hides"),
+        ({"data.labels_per_class": 4, "data.label_choice": "typical"}, "and training.init_from"),
+        ({"data.label_choice": "best"}, "data.label_choice must be one of 'random', 'typical'"),
+        ({"training.labelled_per_batch": 32}, "labelled_per_batch is 32 but training.batch_size"),
+        ({"training.ema_schedule": "linear"}, "training.ema_schedule must be one of"),
+        ({"training.mixup": -1.0}, "training.mixup must be at least 0"),
+        ({"embedding.crops": 9}, "embedding.crops is 9 but the images are 8×8"),
+        ({"embedding.crops": 6}, "embedding.crops|divisible by 4"),
+        ({"embedding.layer": "logits"}, "embedding.layer must be one of 'backbone', 'projection'"),
+        (
+            {"model.encoder.name": "small_resnet", "model.encoder.small_resnet.blocks": (1,)},
+            "model.encoder.small_resnet.blocks must be 3 numbers",
+        ),
+        (
+            {"model.encoder.name": "resnet18", "model.encoder.resnet18.stem": "wide"},
+            "model.encoder.resnet18.stem must be 'cifar' or 'photo'",
+        ),
+        (
+            {"model.encoder.name": "resnet9", "model.encoder.resnet9.width": 0},
+            "model.encoder.resnet9.width must be at least 1",
+        ),
+    ],
+)
+def test_keys_that_contradict_each_other_are_refused(changes, says):
+    c = default()
+    for key, value in changes.items():
+        *parts, name = key.split(".")
+        part = c
+        for step in parts:
+            part = part[step]
+        part[name] = value
+    with pytest.raises(UserError, match=says) as caught:
+        build.experiment(c)
+        build.recipe(c, SIZES)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.fast
+def test_the_averaged_networks_schedule_is_byols():
+    c = default()
+    c.training.ema_decay, c.training.ema_schedule = 0.9, "cosine"
+    c.training.epochs, c.training.batch_size = 2, 8
+    assert not build.experiment(c).extends
+    decay = build.recipe(c, Sizes((8, 8, 1), 10, fit=40)).ema_decay
+    expected = [1 - 0.1 * (np.cos(np.pi * step / 10) + 1) / 2 for step in range(11)]
+    np.testing.assert_allclose([decay(step) for step in range(11)], expected, rtol=1e-6)
+    assert decay(0) == pytest.approx(0.9) and decay(10) == pytest.approx(1.0)
+
+
 @pytest.mark.fast
 def test_keys_of_what_is_not_chosen_are_refused_with_the_cure():
     c = default()

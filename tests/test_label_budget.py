@@ -8,6 +8,7 @@ import optax
 import pytest
 from test_training import Linear, assert_same, train_in
 
+from retrieval_jax import build, config, pipeline
 from retrieval_jax.data.labels import drawn, only
 from retrieval_jax.models import Head, Network
 from retrieval_jax.objectives import classification
@@ -94,6 +95,24 @@ def test_hidden_labels_change_no_bit_of_a_training(tmp_path):
     assert rows[:2] == rows[2:]
     # Without a label in the validation there is no accuracy.
     assert "accuracy" not in rows[0][0] and rows[0][1]["classification"] > 0
+
+
+@pytest.mark.fast
+def test_a_run_hides_what_its_budget_has_not():
+    c = config.default()
+    c.data.labels_per_class = 3
+    experiment = build.experiment(c)
+    data, parts, _ = pipeline.load(experiment)
+    labels = pipeline.training_labels(experiment, data, parts)
+    known = np.flatnonzero(labels >= 0)
+    assert np.isin(known, parts.fit).all()
+    np.testing.assert_array_equal(labels[known], data.labels[known])
+    assert np.bincount(labels[known]).tolist() == [3] * 10
+    c.data.labels_per_class = 0
+    everything = pipeline.training_labels(build.experiment(c), data, parts)
+    np.testing.assert_array_equal(everything, data.labels)
+    unlabelled = pipeline.training_labels(experiment, data._replace(labels=None), parts)
+    assert (unlabelled == -1).all()
 
 
 def test_the_choice_of_typical_images_reads_no_label():

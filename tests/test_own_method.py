@@ -92,6 +92,7 @@ def get_config():
     c.model.projector.widths = (8, 4)
     c.views.main.count = 2
     c.views.main.flip.probability = 0.5
+    c.embedding.layer, c.embedding.crops = "projection", 6
     c.data.source, c.data.queries = "npz", 8
     c.training.epochs, c.training.batch_size = 2, 16
     c.clustering.k, c.report.tsne_points = 3, 0
@@ -218,6 +219,7 @@ def test_a_whole_run_by_it(arguments, tmp_path, capsys):
         np.load(tmp_path / "run" / f"{name}.npz") for name in ("embeddings", "neighbours")
     )
     images = np.load(tmp_path / "images.npz")["images"]
+    assert found["gallery"].shape == (52, 4)  # by the projector
     for part in ("gallery", "queries"):
         np.testing.assert_array_equal(embed(images[ranked[part]]), found[part])
     # What decides the training can't change, and what doesn't can.
