@@ -399,12 +399,12 @@ def score(
         *_labels(data, parts),
         seed=experiment.seed,
     )
-    if not experiment.probes or scores.retrieval.exhaustive is None:
+    exhaustive, (of_gallery, of_queries) = scores.retrieval.exhaustive, _labels(data, parts)
+    if not experiment.probes or exhaustive is None or of_gallery is None or of_queries is None:
         return scores
-    probed = scores.retrieval.exhaustive._replace(
-        **probes.accuracies(*embeddings, *_labels(data, parts))
-    )
-    return scores._replace(retrieval=scores.retrieval._replace(exhaustive=probed))
+    found: Any = probes.accuracies(*embeddings, of_gallery, of_queries)
+    probed = scores.retrieval._replace(exhaustive=exhaustive._replace(**found))
+    return scores._replace(retrieval=probed)
 
 
 def score_baselines(

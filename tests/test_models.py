@@ -20,6 +20,7 @@ from retrieval_jax.models import (
     conv_from_narrow,
     conv_mean,
     conv_to_narrow,
+    conv_wide,
     resnet9,
     resnet18,
     small_resnet,
@@ -283,6 +284,7 @@ FORMS = [
     (upsample_conv, plain_upsample_conv),
     (conv_from_narrow, plain_conv),
     (conv_to_narrow, plain_conv),
+    (conv_wide, plain_conv),
     (conv_mean, plain_conv_mean),
 ]
 
@@ -321,11 +323,11 @@ def test_upsample_conv_refuses_another_kernel():
 
 
 def test_pooling_is_the_librarys():
-    from retrieval_jax.models.encoders import _max_pool_2x2
+    from retrieval_jax.models.encoders import max_pool_2x2
 
     x = jax.random.normal(jax.random.key(0), (2, 6, 4, 3))
     expected, pullback = jax.vjp(lambda x: nn.max_pool(x, (2, 2), (2, 2)), x)
-    result, own_pullback = jax.vjp(_max_pool_2x2, x)
+    result, own_pullback = jax.vjp(max_pool_2x2, x)
     np.testing.assert_array_equal(result, expected)
     cotangent = jax.random.normal(jax.random.key(1), result.shape)
     np.testing.assert_array_equal(own_pullback(cotangent)[0], pullback(cotangent)[0])

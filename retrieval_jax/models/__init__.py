@@ -6,6 +6,7 @@ from retrieval_jax.models.convs import (
     conv_from_narrow,
     conv_mean,
     conv_to_narrow,
+    conv_wide,
     upsample_conv,
 )
 from retrieval_jax.models.decoder import Decoder
@@ -33,6 +34,7 @@ __all__ = [
     "conv_from_narrow",
     "conv_mean",
     "conv_to_narrow",
+    "conv_wide",
     "convolutional",
     "resnet18",
     "resnet9",

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from retrieval_jax.models.convs import conv, conv_from_narrow
+from retrieval_jax.models.convs import conv_from_narrow, conv_wide
 from retrieval_jax.models.encoders import check_momentum, check_widths, max_pool_2x2
 
 _HE = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -37,7 +37,7 @@ class ConvNorm(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         kernel = self.param("kernel", _HE, (3, 3, x.shape[-1], self.features))
-        convolve = conv_from_narrow if x.shape[-1] <= 4 else conv
+        convolve = conv_from_narrow if x.shape[-1] <= 4 else conv_wide
         x = convolve(x.astype(self.dtype), kernel.astype(self.dtype))
         return nn.BatchNorm(
             not train,
