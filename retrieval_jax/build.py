@@ -28,6 +28,7 @@ from retrieval_jax.runtime.errors import UserError
 from retrieval_jax.runtime.files import is_remote
 from retrieval_jax.training import monitor, views
 from retrieval_jax.training.epoch import Recipe
+from retrieval_jax.training.labels import Budget
 from retrieval_jax.training.optimizers import learning_rate
 
 
@@ -69,18 +70,32 @@ def experiment(c: ConfigDict) -> Experiment:
             "dtype": str(_dtype(c)),
             **config.record(c.model.encoder[encoder]),
         },
+        budget=_budget(c),
         init_from=c.training.init_from,
-        extends=c.optimizer.decay == "none" and c.optimizer.warmup_fraction == 0,
+        extends=c.optimizer.decay == "none"
+        and c.optimizer.warmup_fraction == 0
+        and c.training.ema_schedule == "constant",
         checkpoint_seconds=c.training.checkpoint_seconds,
         profile_steps=c.training.profile_steps,
         average=c.embedding.average,
         normalize=c.embedding.normalize,
+        layer=c.embedding.layer,
+        projector=config.record(c.model.projector),
+        crops=c.embedding.crops,
         embedding_batch_size=c.embedding.batch_size,
         clustering=Clustering(**c.clustering),
         neighbours=c.retrieval.neighbours,
+        probes=c.retrieval.probes,
         examples=c.report.examples,
         tsne_points=c.report.tsne_points,
     )
+
+
+def _budget(c: ConfigDict) -> Budget | None:
+    if c.data.labels_per_class == 0 and c.data.label_fraction == 1:
+        return None
+    typical = c.data.label_choice == "typical"
+    return Budget(c.data.labels_per_class, c.data.label_fraction, typical)
 
 
 def load_images(c: ConfigDict) -> ImageSet:
@@ -119,7 +134,9 @@ def recipe(c: ConfigDict, sizes: Sizes) -> Recipe:
         validation_batch_size=c.embedding.batch_size,
         steps_per_call=_steps_per_call(c),
         seed=c.seed,
-        ema_decay=c.training.ema_decay,
+        mixup=c.training.mixup,
+        labelled_per_batch=c.training.labelled_per_batch,
+        ema_decay=_ema_decay(c, sizes),
         average=c.embedding.average,
         monitor=_monitor(c),
         precision="tf32" if c.training.precision == "tf32" else "float32",
@@ -163,7 +180,7 @@ def _named(path: str, keys: Any) -> Iterator[None]:
 def _network(c: ConfigDict, sizes: Sizes) -> Network:
     """The encoder, and what the terms of the objective read."""
     needs = {head for term in _objective(c, sizes).values() for head in term.needs}
-    if "prediction" in needs:
+    if needs & {"prediction", "scores"} or c.embedding.layer == "projection":
         needs.add("projection")
     name = c.model.encoder.name
     given = {
@@ -179,9 +196,11 @@ def _network(c: ConfigDict, sizes: Sizes) -> Network:
                 ("decoder", "reconstruction"),
                 ("projector", "projection"),
                 ("predictor", "prediction"),
+                ("prototypes", "scores"),
             )
         },
         head=Head(sizes.classes) if "logits" in needs else None,
+        embeds=c.embedding.layer,
     )
 
 
@@ -196,6 +215,15 @@ def _objective(c: ConfigDict, sizes: Sizes) -> Objective:
         for name, part in c.objective.items()
         if part.weight > 0
     }
+
+
+def _ema_decay(c: ConfigDict, sizes: Sizes) -> float | optax.Schedule:
+    """The constant, or BYOL's schedule: Grill et al. 2020, arXiv:2006.07733, section 3.3."""
+    base = c.training.ema_decay
+    if c.training.ema_schedule == "constant":
+        return base
+    steps = c.training.epochs * (sizes.fit // c.training.batch_size)
+    return lambda step: 1 - (1 - base) * (jnp.cos(jnp.pi * step / steps) + 1) / 2
 
 
 def _optimizer(c: ConfigDict, sizes: Sizes) -> optax.GradientTransformation:
@@ -243,10 +271,36 @@ def _check_against_data(c: ConfigDict, sizes: Sizes) -> None:
             "network; set it above 0"
         )
     asking = [
-        f"objective.{name}" for name, term in _objective(c, sizes).items() if "logits" in term.needs
+        f"objective.{name}"
+        for name, term in _objective(c, sizes).items()
+        if {"logits", "labels"} & set(term.needs)
     ]
+    if t.labelled_per_batch:
+        asking.append("training.labelled_per_batch")
     if t.monitor != "loss":
         asking.append("training.monitor")
+    if t.labelled_per_batch >= t.batch_size:
+        raise UserError(
+            f"training.labelled_per_batch is {t.labelled_per_batch} but training.batch_size is "
+            f"{t.batch_size}; lower it"
+        )
+    views = sum(keys.count for keys in c.views.values())
+    for name, term in _objective(c, sizes).items():
+        if views < term.views:
+            raise UserError(
+                f"objective.{name} compares {term.views} views of each image or more, but there "
+                f"{'is' if views == 1 else 'are'} {views}; raise views.main.count"
+            )
+        if term.refresh and "embedding" in term.needs and c.embedding.layer != "backbone":
+            raise UserError(
+                f"objective.{name} compares embeddings of the backbone with their clusters, but "
+                f"embedding.layer is {c.embedding.layer!r}; set embedding.layer=backbone"
+            )
+        if term.needs_target and t.ema_decay == 0:
+            raise UserError(
+                f"objective.{name} compares with the averaged network, but training.ema_decay is "
+                "0; set it above 0"
+            )
     if asking and sizes.classes < 2:
         lack = "one class only" if sizes.classes else "no labels"
         raise UserError(
@@ -281,6 +335,12 @@ def _check_shapes(c: ConfigDict, built: Recipe, image_shape: tuple[int, int, int
         with _named(f"views.{name}", keys):
             seen = jax.eval_shape(view.augment, key, image)
         shapes[f"views.{name}"] = jax.ShapeDtypeStruct((1, *seen.shape), jnp.float32)
+    if side := c.embedding.crops:
+        if side > min(image_shape[:2]):
+            raise UserError(
+                f"embedding.crops is {side} but the images are {_sides(batch)}; lower it"
+            )
+        shapes["embedding.crops"] = jax.ShapeDtypeStruct((1, side, side, image_shape[2]), "float32")
     encoder = c.model.encoder.name
     for name, shape in shapes.items():
         with _named(f"model.encoder.{encoder}", c.model.encoder[encoder]):

@@ -22,9 +22,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from retrieval_jax.models import ENCODERS
 from retrieval_jax.models.decoder import upsampling
-from retrieval_jax.models.encoders import ENCODERS
-from retrieval_jax.models.heads import predictor, projector
+from retrieval_jax.models.heads import mlp, prototypes
 from retrieval_jax.objectives import TERMS
 from retrieval_jax.runtime.errors import UserError
 from retrieval_jax.training.optimizers import OPTIMIZERS
@@ -62,13 +62,18 @@ def default() -> ConfigDict:
     data.streaming = False  # read images when they are needed, not all of them into memory first
     data.queries = 90  # images set aside as queries, stratified by class
     data.validation_fraction = 0.2  # share of the gallery for the validation losses
+    # All others are hidden from training and its validation; the scores at the end use all.
+    data.labels_per_class = 0  # labels of the fit images that training may use; 0: by the fraction
+    data.label_fraction = 1.0  # share of each class' labels that training may use
+    data.label_choice = "random"  # or "typical": the image nearest to each centroid of init_from's
 
-    # Decoder, classifier, projector and predictor are there if a term of the objective reads them.
+    # All but the encoder are there if a term of the objective reads what they make.
     c.model = model = section()
     model.encoder = choice("convolutional", ENCODERS)
     model.decoder = keys_of(upsampling)
-    model.projector = keys_of(projector)
-    model.predictor = keys_of(predictor)
+    model.projector = keys_of(mlp)
+    model.predictor = keys_of(mlp)
+    model.prototypes = keys_of(prototypes)
 
     # Weight 0 leaves a term out.
     c.objective = section({term.__name__: keys_of(term) for term in TERMS})
@@ -86,6 +91,9 @@ def default() -> ConfigDict:
     training.accumulation = 1  # batches whose gradients are averaged for an update
     # Debiased as Adam's averages are, so that initial values have no share in it.
     training.ema_decay = 0.0  # share of the old in the averaged network, per step; 0: there is none
+    training.ema_schedule = "constant"  # or "cosine": from ema_decay to 1 at the end
+    training.mixup = 0.0  # alpha of the shares in which images and labels are mixed; 0: not at all
+    training.labelled_per_batch = 0  # examples of a batch drawn among the labelled ones
     training.monitor = "loss"  # picks the best checkpoint by validation: "loss", "knn" or "nmi"
     training.init_from = ""  # workdir of a finished run whose parameters to start from; "": none
     # State and position are saved after every epoch, on SIGTERM, and inside long epochs.
@@ -98,6 +106,8 @@ def default() -> ConfigDict:
     optimizer.decay = "none"  # "none", or "linear" or "cosine" from the peak to 0 at the end
 
     c.embedding = embedding = section()
+    embedding.layer = "backbone"  # that embeds: "backbone", or "projection", the projector's
+    embedding.crops = 0  # side of nine crops whose unit embeddings are averaged; 0: the whole image
     embedding.average = False  # validate and embed with the averaged network
     embedding.normalize = False  # scale each embedding to length 1
     embedding.batch_size = 128  # images per call, over all devices; validation uses it too
@@ -110,6 +120,7 @@ def default() -> ConfigDict:
 
     c.retrieval = retrieval = section()
     retrieval.neighbours = 100  # neighbours found for each query
+    retrieval.probes = False  # score a linear probe and a weighted kNN of 200 neighbours, too
 
     c.report = report = section()
     report.examples = 10  # images in the reconstruction and retrieval figures
@@ -226,6 +237,9 @@ def check(c: ConfigDict) -> None:
         if "://" in c.data[key].removeprefix("gs://"):
             raise UserError(f"data.{key} must be on this machine or on gs://, got {c.data[key]!r}")
     _one_of("training.precision", c.training.precision, ("float32", "tf32", "bfloat16"))
+    _one_of("embedding.layer", c.embedding.layer, ("backbone", "projection"))
+    _one_of("training.ema_schedule", c.training.ema_schedule, ("constant", "cosine"))
+    _one_of("data.label_choice", c.data.label_choice, ("random", "typical"))
     _one_of("training.monitor", c.training.monitor, ("loss", "knn", "nmi"))
     for path in ("model.encoder", "optimizer"):
         _check_choice(path, _value(c, path))
@@ -233,12 +247,16 @@ def check(c: ConfigDict) -> None:
         ("data.queries", 1),
         ("data.channels", 1),
         ("data.max_skipped", 0),
+        ("data.labels_per_class", 0),
+        ("training.labelled_per_batch", 0),
+        ("training.mixup", 0),
         ("training.epochs", 1),
         ("training.batch_size", 1),
         ("training.accumulation", 1),
         ("training.profile_steps", 0),
         ("training.checkpoint_seconds", 0),
         ("embedding.batch_size", 1),
+        ("embedding.crops", 0),
         ("clustering.k", 1),
         ("clustering.restarts", 1),
         ("clustering.max_iterations", 1),
@@ -255,6 +273,26 @@ def check(c: ConfigDict) -> None:
     for key in ("data.validation_fraction", "training.ema_decay"):
         if not 0 <= _value(c, key) < 1:
             raise UserError(f"{key} must be at least 0 and below 1, got {_value(c, key)}")
+    if not 0 < c.data.label_fraction <= 1:
+        raise UserError(
+            f"data.label_fraction must be above 0 and at most 1, got {c.data.label_fraction}"
+        )
+    few = c.data.labels_per_class > 0 or c.data.label_fraction < 1
+    if c.data.labels_per_class and c.data.label_fraction < 1:
+        raise UserError(
+            "data.labels_per_class and data.label_fraction are both set; leave one of them alone"
+        )
+    if few and c.training.monitor != "loss":
+        raise UserError(
+            f"training.monitor is {c.training.monitor!r}, which reads labels of the validation "
+            "images, but the budget of labels hides them; set training.monitor=loss"
+        )
+    if c.data.label_choice == "typical" and not (few and c.training.init_from):
+        raise UserError(
+            "data.label_choice is 'typical', which chooses as many images as the budget of labels "
+            "has by the network of another run; set data.labels_per_class or data.label_fraction, "
+            "and training.init_from"
+        )
     if c.training.monitor != "loss" and c.data.validation_fraction == 0:
         raise UserError(
             f"training.monitor is {c.training.monitor!r} but data.validation_fraction is 0, so "

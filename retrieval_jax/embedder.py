@@ -16,8 +16,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from retrieval_jax.data.images import LazyImages
 from retrieval_jax.data.stream import batches
-from retrieval_jax.models import Network
-from retrieval_jax.models.encoders import ENCODERS
+from retrieval_jax.models import ENCODERS, Network
+from retrieval_jax.models.heads import mlp
 from retrieval_jax.numerics.distances import unit
 from retrieval_jax.runtime import devices
 from retrieval_jax.runtime.errors import UserError, printable, reason
@@ -107,8 +107,13 @@ class Embedder:
                 f"{DESCRIPTION} describes; finish the run again"
             )
         variables = unflatten_dict({name: there[name] for name in flat}, sep="/")
-        normalize = bool(description["normalize"])
-        return cls.from_state(model, variables, normalize=normalize, batch=batch)
+        return cls.from_state(
+            model,
+            variables,
+            normalize=bool(description["normalize"]),
+            crops=description.get("crops", 0),
+            batch=batch,
+        )
 
     @classmethod
     def from_state(
@@ -117,6 +122,7 @@ class Embedder:
         variables: dict[str, Any],
         *,
         normalize: bool = False,
+        crops: int = 0,
         batch: int = 128,
     ) -> Embedder:
         """By a network's `embed` method.
@@ -125,10 +131,11 @@ class Embedder:
           model: a `Network`, or any module with a method `embed`: float images → [n, d].
           variables: its collections, on the host.
           normalize: scale each embedding to length 1.
+          crops: side in pixels of nine crops whose unit embeddings are averaged; 0 for none.
           batch: images per call, over all devices.
         """
         placed = devices.on_every_device(variables)
-        mapped = on_rows(embedding(model, normalize=normalize))
+        mapped = on_rows(embedding(model, normalize=normalize, crops=crops))
         return cls(lambda images: map_rows(mapped, placed, images, batch))
 
     @classmethod
@@ -161,19 +168,44 @@ def as_float(images: jax.Array) -> jax.Array:
 
 
 def embedding(
-    model: nn.Module, *, normalize: bool = False
+    model: nn.Module, *, normalize: bool = False, crops: int = 0
 ) -> Callable[[dict[str, Any], jax.Array], jax.Array]:
     """(variables, images uint8 [b, h, w, c]) → float32 [b, d] on one device, for `on_rows`."""
 
     def embed(variables: dict[str, Any], images: jax.Array) -> jax.Array:
-        scaled = as_float(images)
-        if hasattr(model, "embed"):
-            found: Any = model.apply(variables, scaled, method="embed")
+        if crops:
+            parts = nine_crops(as_float(images), crops)
+            found = of(variables, parts.reshape(-1, *parts.shape[2:]))
+            found = unit(found).reshape(9, len(images), -1).mean(0)
         else:
-            found = model.apply(variables, scaled).embedding  # type: ignore[union-attr]
+            found = of(variables, as_float(images))
         return unit(found) if normalize else found
 
+    def of(variables: dict[str, Any], scaled: jax.Array) -> Any:
+        if hasattr(model, "embed"):
+            return model.apply(variables, scaled, method="embed")
+        return model.apply(variables, scaled).embedding  # type: ignore[union-attr]
+
     return embed
+
+
+def nine_crops(images: jax.Array, side: int) -> jax.Array:
+    """Three by three square crops, evenly spread: images [n, h, w, c] → [9, n, side, side, c].
+
+    Raises:
+      ValueError: they don't fit.
+
+    Example:
+      >>> nine_crops(jnp.arange(9.0).reshape(1, 3, 3, 1), 1).ravel().tolist()
+      [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0]
+    """
+    height, width = images.shape[1:3]
+    if not 0 < side <= min(height, width):
+        raise ValueError(f"crops of {side} pixels don't fit images of {height}×{width}")
+    tops, lefts = ([0, (size - side) // 2, size - side] for size in (height, width))
+    return jnp.stack(
+        [images[:, top : top + side, left : left + side] for top in tops for left in lefts]
+    )
 
 
 def on_rows(function: Callable[[Any, jax.Array], jax.Array]) -> Callable:
@@ -276,6 +308,12 @@ def _described_network(
             if key in values:
                 keys[key] = tuple(values[key]) if isinstance(values[key], list) else values[key]
         model = Network(factory(**keys))
+        if (projector := description.get("projector")) is not None:
+            widths = tuple(projector["widths"])
+            model = model.clone(
+                projector=mlp(axis_name=None, dtype=given["dtype"], widths=widths),
+                embeds="projection",
+            )
         expected = dict(jax.eval_shape(model.init, jax.random.key(0), image))
     except Exception as error:  # anything can come of keys that a file holds
         raise UserError(

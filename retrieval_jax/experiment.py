@@ -17,6 +17,7 @@ from retrieval_jax.runtime.errors import UserError
 from retrieval_jax.runtime.files import in_one_sentence
 from retrieval_jax.runtime.workdir import claim, differences, open_workdir
 from retrieval_jax.training.epoch import Recipe
+from retrieval_jax.training.labels import Budget
 
 # What a finished run may change, whose stages are then done again; the rest decides the training.
 _LATER = ("name", "embedding", "clustering", "retrieval", "report")
@@ -46,15 +47,20 @@ class Experiment(NamedTuple):
     streaming: bool
     recipe: Callable[[tuple[int, int, int], int, int], Recipe]  # of (image shape, classes, fit)
     encoder: dict[str, Any]  # its name and keys, to build it again
+    budget: Budget | None  # of labels in training; None: all
     init_from: str  # workdir whose parameters to start from, or ""
     extends: bool  # whether more epochs go on where fewer ended: no rate depends on their number
     checkpoint_seconds: float
     profile_steps: int
     average: bool
     normalize: bool
+    layer: str  # that embeds: "backbone" or "projection"
+    projector: dict[str, Any]  # its keys, to build it again
+    crops: int  # side of nine crops whose embeddings are averaged; 0: the whole image
     embedding_batch_size: int
     clustering: Clustering
     neighbours: int
+    probes: bool  # whether a weighted kNN and a linear probe are scored too
     examples: int
     tsne_points: int
 

@@ -17,7 +17,7 @@ import numpy as np
 from etils import epath
 from tqdm import tqdm
 
-from retrieval_jax import baselines, embedder, evaluation
+from retrieval_jax import baselines, embedder, evaluation, probes
 from retrieval_jax.data.images import ImageSet, LazyImages, names_of, view
 from retrieval_jax.data.split import Split, split
 from retrieval_jax.experiment import Experiment, claim_config, claim_data, same, same_baselines
@@ -47,6 +47,7 @@ from retrieval_jax.runtime.records import plain, typed
 from retrieval_jax.runtime.stage_cache import kept
 from retrieval_jax.training.checkpoints import Checkpoints
 from retrieval_jax.training.epoch import DataSet, Recipe
+from retrieval_jax.training.labels import budgeted
 from retrieval_jax.training.logs import MetricLog
 from retrieval_jax.training.loop import Profile, Trained, train
 from retrieval_jax.training.step import create_state
@@ -115,11 +116,12 @@ def run(
                 embedder.Embedder.from_state,
                 recipe.model,
                 normalize=experiment.normalize,
+                crops=experiment.crops,
                 batch=experiment.embedding_batch_size,
             )
             arrays, seconds["embed"] = kept(
                 workdir / "embeddings.npz",
-                checksum([variables, experiment.normalize]),
+                checksum([variables, experiment.normalize, experiment.layer, experiment.crops]),
                 lambda: embed_all(embed(variables), data, parts)._asdict(),
             )
             embeddings = Embeddings(**arrays)
@@ -222,7 +224,7 @@ def fit(
     asked_to_stop: Callable[[], bool] = lambda: False,
 ) -> Trained:
     """Trains, or takes up what the workdir holds, and leaves the model there."""
-    labels = np.full(len(data.images), -1, np.int32) if data.labels is None else data.labels
+    labels = training_labels(experiment, data, parts)
     fit_set, validation_set = (
         DataSet(
             view(data.images, rows) if experiment.streaming else data.images[rows], labels[rows]
@@ -249,10 +251,29 @@ def fit(
         description = {
             "encoder": experiment.encoder,
             "normalize": experiment.normalize,
+            "projector": experiment.projector if experiment.layer == "projection" else None,
+            "crops": experiment.crops,
             "image_shape": list(data.images.shape[1:]),
         }
         save_model(workdir, trained.state.judged(experiment.average), description)
     return trained
+
+
+def training_labels(experiment: Experiment, data: ImageSet, parts: Split) -> np.ndarray:
+    """int32 [n], -1 where training may not use an image's label."""
+    if data.labels is None:
+        return np.full(len(data.images), -1, np.int32)
+    if experiment.budget is None:
+        return data.labels
+
+    def embed() -> np.ndarray:
+        by_run = embedder.Embedder.from_run(experiment.init_from)
+        return by_run(view(data.images, parts.fit))
+
+    classes = len(data.class_names)
+    labels = budgeted(experiment.budget, data.labels, parts.fit, classes, experiment.seed, embed)
+    shared = hosts.arrays_from_first({"labels": labels})  # the first process' k-means decides
+    return labels if shared is None else shared["labels"]
 
 
 def embed_all(embed: embedder.Embedder, data: ImageSet, parts: Split) -> Embeddings:
@@ -324,13 +345,19 @@ def score(
             for kind in evaluation.Ranking._fields
         )
     )
-    return evaluation.score(
+    scores = evaluation.score(
         *embeddings,
         evaluation.Clusters(**clusters),
         ranking,
         *_labels(data, parts),
         seed=experiment.seed,
     )
+    exhaustive, (of_gallery, of_queries) = scores.retrieval.exhaustive, _labels(data, parts)
+    if not experiment.probes or exhaustive is None or of_gallery is None or of_queries is None:
+        return scores
+    found: Any = probes.accuracies(*embeddings, of_gallery, of_queries)
+    probed = scores.retrieval._replace(exhaustive=exhaustive._replace(**found))
+    return scores._replace(retrieval=probed)
 
 
 def score_baselines(

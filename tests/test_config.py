@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -12,11 +13,13 @@ from retrieval_jax.build import Sizes
 from retrieval_jax.config import check, check_hosts, default
 from retrieval_jax.main import parse
 from retrieval_jax.objectives import Term
+from retrieval_jax.runtime import devices
 from retrieval_jax.runtime.errors import UserError
 from retrieval_jax.training.checkpoints import Checkpoints
-from retrieval_jax.training.epoch import DataSet
+from retrieval_jax.training.epoch import DataSet, fit_batch
 from retrieval_jax.training.logs import MetricLog
 from retrieval_jax.training.loop import train
+from retrieval_jax.training.step import create_state, train_step
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 FILES = sorted(
@@ -37,7 +40,7 @@ def test_every_config_builds_and_takes_a_step(file, tmp_path):
     shape = (8, 8, 1) if c.data.source == "digits" else (32, 32, 3)
     hint = c.objective.classification.weight > 0
     recipe = build.recipe(c, Sizes(shape, 10, fit=64))
-    assert list(recipe.objective) == ["reconstruction", "classification"][: 1 + hint]
+    assert list(recipe.objective) == [name for name, of in c.objective.items() if of.weight > 0]
     assert (recipe.model.head is not None) == hint
     if not hint or c.data.source != "digits":  # the step is a part of it, or compiles for longer
         return
@@ -48,6 +51,64 @@ def test_every_config_builds_and_takes_a_step(file, tmp_path):
     assert trained.state.step == 1
     assert np.isfinite(trained.history[0]["fit"]["loss"])
     assert set(trained.history[0]["fit"]) == {"loss", "reconstruction", "classification"}
+
+
+RECIPES = ("free_cpu", "free_cpu_long", "few_cpu", "full_cpu", "free_gpu", "few_gpu", "full_gpu")
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_takes_two_steps(name):
+    """With tiny networks and batches, on two devices that are an axis of one program."""
+    c, _ = parse(arguments(CONFIGS / f"cifar10_{name}.py", "--config.training.batch_size=8"))
+    c.training.labelled_per_batch = min(c.training.labelled_per_batch, 2)
+    for widths in (c.model.projector, c.model.predictor):
+        widths.widths = (8, 4)
+    if c.model.encoder.name == "small_resnet":
+        c.model.encoder.small_resnet.widths = (4, 6, 8)
+    else:
+        c.model.encoder[c.model.encoder.name].width = 2
+    build.experiment(c)
+    recipe = build.recipe(c, Sizes((32, 32, 3), 10, fit=16))
+    rng = np.random.default_rng(0)
+    data = DataSet(
+        rng.integers(0, 256, (16, 32, 32, 3), np.uint8), rng.integers(-1, 10, 16).astype(np.int32)
+    )
+    state = create_state(
+        recipe.model,
+        recipe.objective,
+        recipe.optimizer,
+        jax.random.key(0),
+        (32, 32, 3),
+        averaged=recipe.averaged,
+    )
+    before = state.params
+
+    def step(state, rows):
+        def on_device(rows):
+            return train_step(
+                state,
+                fit_batch(recipe, state.step, DataSet(*map(jnp.asarray, data)), rows, rows),
+                model=recipe.model,
+                objective=recipe.objective,
+                optimizer=recipe.optimizer,
+                key=jax.random.key(1),
+                axis_name=devices.AXIS,
+                decay=recipe.ema_decay,
+            )
+
+        mapped = jax.vmap(on_device, axis_name=devices.AXIS)
+        return jax.tree.map(lambda x: x[0], mapped(rows.reshape(2, -1)))
+
+    compiled = devices.quick_jit(step)
+    for rows in np.arange(16, dtype=np.int32).reshape(2, 8):
+        state, metrics = compiled(state, rows)
+    assert state.step == 2 and all(np.isfinite(value) for value in metrics.values())
+    assert set(metrics) == {"loss", *recipe.objective}
+    moved = [
+        np.abs(a - b).max()
+        for a, b in zip(*map(jax.tree.leaves, (state.params, before)), strict=True)
+    ]
+    assert max(moved) > 0 and np.isfinite(moved).all()
 
 
 @pytest.mark.fast
@@ -247,6 +308,102 @@ def test_impossible_data_is_refused():
     c.training.monitor, c.data.validation_fraction = "nmi", 0.0
     with pytest.raises(UserError, match="'nmi' but data.validation_fraction is 0"):
         check(c)
+
+
+OUT_OF_RANGE = {
+    "simclr": {"temperature": 0.0},
+    "supcon": {"temperature": -1.0},
+    "moco": {"temperature": 0.0, "queue": 0},
+    "vicreg": {"invariance": -1.0, "variance": -1.0, "covariance": float("inf")},
+    "barlow_twins": {"off_diagonal": -1.0},
+    "emp_ssl": {"epsilon": 0.0, "agreement": -1.0},
+    "swav": {"temperature": 0.0, "epsilon": 0.0, "iterations": 0, "codes": 0},
+    "propos": {"k": 1, "scattering": -1.0, "temperature": 0.0, "sigma": -1.0, "warmup_steps": -1},
+    "dec": {"k": 1},
+    "self_labelling": {"k": 1, "temperature": 0.0, "confident": 1.5},
+    "fixmatch": {"threshold": 1.5},
+    "freematch": {"decay": 1.5, "fair": -1.0},
+    "classification": {"views": -1},
+}
+
+
+@pytest.mark.fast
+def test_what_a_method_cannot_use_is_refused_by_its_key():
+    for name, values in OUT_OF_RANGE.items():
+        assert values.keys() <= set(default().objective[name].keys())
+        for key, value in values.items():
+            c = default()
+            c.objective[name].update({"weight": 1.0, key: value})
+            with pytest.raises(UserError, match=f"^objective.{name}.{key} must be"):
+                build.experiment(c)
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"objective.simclr.weight": 1.0}, "objective.simclr compares 2 views of each image or"),
+        (
+            {"objective.byol.weight": 1.0, "views.main.count": 2},
+            "objective.byol compares with the averaged network, but training.ema_decay is 0",
+        ),
+        (
+            {"objective.dec.weight": 1.0, "embedding.layer": "projection"},
+            "objective.dec compares embeddings of the backbone .* set embedding.layer=backbone",
+        ),
+        (
+            {"objective.swav.weight": 1.0, "model.prototypes.count": 0},
+            "model.prototypes.count must",
+        ),
+        ({"data.label_fraction": 0.0}, "data.label_fraction must be above 0"),
+        ({"data.label_fraction": 0.1, "data.labels_per_class": 4}, "are both set; leave one"),
+        ({"data.labels_per_class": 4, "training.monitor": "knn"}, "but the budget of labels hides"),
+        ({"data.labels_per_class": 4, "data.label_choice": "typical"}, "and training.init_from"),
+        ({"data.label_choice": "best"}, "data.label_choice must be one of 'random', 'typical'"),
+        ({"training.labelled_per_batch": 32}, "labelled_per_batch is 32 but training.batch_size"),
+        ({"training.ema_schedule": "linear"}, "training.ema_schedule must be one of"),
+        ({"training.mixup": -1.0}, "training.mixup must be at least 0"),
+        ({"embedding.crops": 9}, "embedding.crops is 9 but the images are 8×8"),
+        ({"embedding.crops": 6}, "embedding.crops|divisible by 4"),
+        ({"embedding.layer": "logits"}, "embedding.layer must be one of 'backbone', 'projection'"),
+        (
+            {"model.encoder.name": "small_resnet", "model.encoder.small_resnet.blocks": (1,)},
+            "model.encoder.small_resnet.blocks must be 3 numbers",
+        ),
+        (
+            {"model.encoder.name": "resnet18", "model.encoder.resnet18.stem": "wide"},
+            "model.encoder.resnet18.stem must be 'cifar' or 'photo'",
+        ),
+        (
+            {"model.encoder.name": "resnet9", "model.encoder.resnet9.width": 0},
+            "model.encoder.resnet9.width must be at least 1",
+        ),
+    ],
+)
+def test_keys_that_contradict_each_other_are_refused(changes, says):
+    c = default()
+    for key, value in changes.items():
+        *parts, name = key.split(".")
+        part = c
+        for step in parts:
+            part = part[step]
+        part[name] = value
+    with pytest.raises(UserError, match=says) as caught:
+        build.experiment(c)
+        build.recipe(c, SIZES)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.fast
+def test_the_averaged_networks_schedule_is_byols():
+    c = default()
+    c.training.ema_decay, c.training.ema_schedule = 0.9, "cosine"
+    c.training.epochs, c.training.batch_size = 2, 8
+    assert not build.experiment(c).extends
+    decay = build.recipe(c, Sizes((8, 8, 1), 10, fit=40)).ema_decay
+    expected = [1 - 0.1 * (np.cos(np.pi * step / 10) + 1) / 2 for step in range(11)]
+    np.testing.assert_allclose([decay(step) for step in range(11)], expected, rtol=1e-6)
+    assert decay(0) == pytest.approx(0.9) and decay(10) == pytest.approx(1.0)
 
 
 @pytest.mark.fast

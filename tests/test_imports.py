@@ -17,7 +17,7 @@ LAYERS = [
     {"numerics", "runtime"},
     {"data", "models", "kmeans", "metrics", "ranking"},
     {"objectives", "sharded", "sklearn", "report"},
-    {"embedder", "evaluation", "baselines"},
+    {"embedder", "evaluation", "baselines", "probes"},
     {"training"},
     {"experiment"},
     {"pipeline"},

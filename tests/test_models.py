@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 from jax.test_util import check_grads
-from numpy_model import autoencoder, mlp, randomised
+from numpy_model import autoencoder, conv, mlp, randomised
 
 from retrieval_jax.models import (
     MLP,
@@ -16,9 +16,14 @@ from retrieval_jax.models import (
     Encoder,
     Head,
     Network,
+    Prototypes,
     conv_from_narrow,
     conv_mean,
     conv_to_narrow,
+    conv_wide,
+    resnet9,
+    resnet18,
+    small_resnet,
     upsample_conv,
 )
 from retrieval_jax.runtime.devices import quick_jit
@@ -122,6 +127,67 @@ class Flat(nn.Module):
         return nn.Dense(4, name="dense")(images.reshape(len(images), -1))
 
 
+@pytest.mark.fast
+def test_residual_encoders_have_the_papers_parameters_and_sizes():
+    """Of ResNet-18 as torchvision counts them, 11,689,512, less its classifier's 513,000."""
+    given = {"axis_name": None, "dtype": jnp.bfloat16}
+    for encoder, side, count, shape in (
+        (resnet18(**given), 32, 11_168_832, (2, 4, 4, 512)),
+        (resnet18(**given, stem="photo"), 96, 11_176_512, (2, 3, 3, 512)),
+        (resnet9(**given), 32, 6_568_000, (2, 4, 4, 512)),
+        (small_resnet(**given), 24, 388_896, (2, 6, 6, 128)),
+    ):
+        images = jnp.zeros((2, side, side, 3))
+        variables = jax.eval_shape(encoder.init, jax.random.key(0), images)
+        assert total(variables["params"]) == count
+        assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+        found = jax.eval_shape(encoder.apply, variables, images)
+        assert (found.shape, found.dtype) == (shape, jnp.bfloat16)
+    with pytest.raises(ValueError, match="divisible by 8"):
+        resnet9(**given).init(jax.random.key(0), jnp.zeros((1, 12, 12, 3)))
+
+
+def numpy_residual(params, stats, images):
+    """`small_resnet` with a block behind its second and last stage, by the running statistics."""
+
+    def conv_norm(x, name):
+        layer, of = params[name], stats[name]["norm"]
+        x = conv(x, {"kernel": layer["kernel"], "bias": 0.0})
+        scaled = (x - of["mean"]) / np.sqrt(of["var"] + 1e-5)
+        return scaled * layer["norm"]["scale"] + layer["norm"]["bias"]
+
+    def relu(x):
+        return np.maximum(x, 0)
+
+    x = relu(conv_norm(images.astype(np.float64), "stage1"))
+    x = np.stack([x[:, i::2, j::2] for i in range(2) for j in range(2)]).max(0)
+    x = relu(conv_norm(x, "stage2"))
+    inner = relu(conv_norm(x, "stage2_block1_conv1"))
+    return x + relu(conv_norm(inner, "stage2_block1_conv2"))
+
+
+def test_a_residual_encoder_equals_plain_numpy():
+    encoder = small_resnet(axis_name=None, dtype=jnp.float32, widths=(3, 4), blocks=(0, 1))
+    images = np.random.default_rng(0).random((3, 6, 4, 2), np.float32)
+    variables = randomised(*jax.tree.flatten(initial(encoder, images.shape)), seed=1)
+    expected = numpy_residual(variables["params"], variables["batch_stats"], images)
+    assert (expected > 0).mean() > 0.1
+    np.testing.assert_allclose(quick_jit(encoder.apply)(variables, images), expected, rtol=1e-4)
+
+
+def test_prototypes_score_by_cosine_and_a_projection_may_embed():
+    model = Network(Flat(), projector=MLP((6, 3)), prototypes=Prototypes(5), embeds="projection")
+    images = np.random.default_rng(0).random((7, 2, 3, 1), np.float32)
+    variables = randomised(*jax.tree.flatten(initial(model, images.shape)), seed=1)
+    outputs = quick_jit(model.apply)(variables, images)
+    rows = np.asarray(outputs.projection, np.float64)
+    kernel = variables["params"]["prototypes"]["kernel"].astype(np.float64)
+    lengths = np.linalg.norm(rows, axis=1)[:, None] * np.linalg.norm(kernel, axis=0)
+    np.testing.assert_allclose(outputs.scores, rows @ kernel / lengths, rtol=1e-4)
+    embedded = quick_jit(lambda v, x: model.apply(v, x, method="embed"))(variables, images)
+    np.testing.assert_array_equal(embedded, outputs.projection)
+
+
 @pytest.mark.parametrize("train", [False, True])
 def test_projector_and_predictor_equal_plain_numpy_on_an_encoder_without_a_map(train):
     model = Network(Flat(), projector=MLP((6, 3)), predictor=MLP((5, 2)))
@@ -218,6 +284,7 @@ FORMS = [
     (upsample_conv, plain_upsample_conv),
     (conv_from_narrow, plain_conv),
     (conv_to_narrow, plain_conv),
+    (conv_wide, plain_conv),
     (conv_mean, plain_conv_mean),
 ]
 
@@ -256,11 +323,11 @@ def test_upsample_conv_refuses_another_kernel():
 
 
 def test_pooling_is_the_librarys():
-    from retrieval_jax.models.encoders import _max_pool_2x2
+    from retrieval_jax.models.encoders import max_pool_2x2
 
     x = jax.random.normal(jax.random.key(0), (2, 6, 4, 3))
     expected, pullback = jax.vjp(lambda x: nn.max_pool(x, (2, 2), (2, 2)), x)
-    result, own_pullback = jax.vjp(_max_pool_2x2, x)
+    result, own_pullback = jax.vjp(max_pool_2x2, x)
     np.testing.assert_array_equal(result, expected)
     cotangent = jax.random.normal(jax.random.key(1), result.shape)
     np.testing.assert_array_equal(own_pullback(cotangent)[0], pullback(cotangent)[0])

@@ -225,6 +225,12 @@ def test_validation_counts_only_real_rows_and_known_labels_of_the_network_that_i
     ):
         expected, _ = numpy_terms(variables["params"], variables["batch_stats"], batch, train=False)
         counts = {"reconstruction": 3 * 6, "classification": 3 * 3, "accuracy": 3}
+        total, count = sums.pop("embedding")
+        flat = images[0][0].reshape(8, *IMAGES[0].shape[2:])
+        embeddings, *_ = autoencoder(variables["params"], variables["batch_stats"], flat)
+        rows = np.c_[embeddings, np.ones(8)][~padded]
+        np.testing.assert_allclose(total[0], rows.T @ rows, rtol=1e-4)
+        assert count[0] == 6
         assert set(sums) == set(counts)
         for name, (total, count) in sums.items():
             assert count[0] == counts[name]

@@ -56,6 +56,14 @@ class Linear(nn.Module):
         return nn.Dense(4, name="dense")(images.reshape(len(images), -1))
 
 
+class Blind(nn.Module):
+    """An encoder that gives all images the same."""
+
+    @nn.compact
+    def __call__(self, images, train=False):
+        return jnp.broadcast_to(self.param("same", nn.initializers.ones, (4,)), (len(images), 4))
+
+
 def recipe(**changes):
     return Recipe(
         **{
@@ -156,7 +164,8 @@ def test_it_stops_anywhere_and_ends_with_the_same_bits(tmp_path, steps_per_call,
     assert [row["step"] for row in whole.history] == [5, 10]
     assert whole.state.opt_state.gradient_step == 5
     assert list(whole.history[0]["fit"]) == ["loss", "far", "classification"]
-    assert list(whole.history[0]["validation"])[-1] == "accuracy"
+    found = ["loss", "far", "classification", "accuracy", "effective_rank", "spread"]
+    assert list(whole.history[0]["validation"]) == found
     written = (tmp_path / "parts" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in written] == resumed.history
     # More epochs go on where fewer ended, and a finished run does nothing.
@@ -208,6 +217,35 @@ def test_ragged_validation_is_the_mean_of_all(tmp_path):
     pixels = validation.images.reshape(19, -1) / 255
     expected = ((pixels @ dense["kernel"].astype(np.float64) + dense["bias"]) ** 2).sum(1).mean()
     assert history[0]["validation"]["term"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_collapse_is_told_and_its_epochs_are_not_the_best(tmp_path, capsys):
+    """Embeddings shrink to a point while the loss falls; spread and rank are NumPy's."""
+    fit, validation = data_set(16), data_set(40, seed=1)
+
+    def agree(seen):
+        return mean_of(jnp.square(seen.outputs.embedding - 3).sum(-1), seen.batch)
+
+    changed = small_recipe(Term(agree), epochs=8, optimizer=optax.adam(0.05))
+    state, history, _ = train_in(tmp_path, changed, fit, validation)
+    embeddings = Embedder.from_state(changed.model, state.variables)(validation.images)
+    variances = np.linalg.eigvalsh(np.cov(embeddings.astype(np.float64).T, bias=True))
+    shares = variances / variances.sum()
+    found = history[-1]["validation"]
+    assert found["effective_rank"] == pytest.approx(
+        np.exp(-(shares * np.log(shares)).sum()), rel=1e-3
+    )
+    length = np.square(embeddings).sum(1).mean()
+    assert found["spread"] == pytest.approx(np.sqrt(variances.sum() / length), rel=1e-3)
+    assert "collapsed" not in capsys.readouterr().out
+    # All the same: a network that sees nothing.
+    blind = changed._replace(
+        epochs=2, model=Network(Blind()), objective={"term": Term(agree)}, optimizer=optax.sgd(0.0)
+    )
+    _, history, _ = train_in(tmp_path / "blind", blind, fit, validation)
+    assert history[0]["validation"]["spread"] == history[0]["validation"]["effective_rank"] == 0
+    said = capsys.readouterr().out
+    assert said.count("the embeddings have collapsed (effective rank 0.00, spread 0.000)") == 2
 
 
 def test_an_epoch_visits_every_image_once(tmp_path):

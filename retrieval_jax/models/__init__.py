@@ -6,14 +6,20 @@ from retrieval_jax.models.convs import (
     conv_from_narrow,
     conv_mean,
     conv_to_narrow,
+    conv_wide,
     upsample_conv,
 )
 from retrieval_jax.models.decoder import Decoder
-from retrieval_jax.models.encoders import Encoder
-from retrieval_jax.models.heads import MLP, Head
+from retrieval_jax.models.encoders import Encoder, convolutional
+from retrieval_jax.models.heads import MLP, Head, Prototypes
 from retrieval_jax.models.network import Network, Outputs
+from retrieval_jax.models.resnets import PooledResNet, ResNet, resnet9, resnet18, small_resnet
+
+# Of a config: each name is a section of `model.encoder`.
+ENCODERS = (convolutional, small_resnet, resnet9, resnet18)
 
 __all__ = [
+    "ENCODERS",
     "MLP",
     "Conv3x3",
     "Decoder",
@@ -21,9 +27,17 @@ __all__ = [
     "Head",
     "Network",
     "Outputs",
+    "PooledResNet",
+    "Prototypes",
+    "ResNet",
     "conv",
     "conv_from_narrow",
     "conv_mean",
     "conv_to_narrow",
+    "conv_wide",
+    "convolutional",
+    "resnet18",
+    "resnet9",
+    "small_resnet",
     "upsample_conv",
 ]

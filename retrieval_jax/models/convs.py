@@ -85,6 +85,46 @@ def _backward(residuals, cotangent):
 conv_to_narrow.defvjp(_forward, _backward)
 
 
+@jax.custom_vjp
+def conv_wide(images: jax.Array, kernel: jax.Array) -> jax.Array:
+    """As `conv`, on CPUs with the kernel's gradient as three products, one for each row of taps.
+
+    XLA's own takes 1.5 to 2 times as long for 12×12 images of 32 to 64 features and 6×6 of 64 to
+    128 (128 images, 2 busy cores, JAX 0.10.2: 27.5 against 42.2 ms and 15.3 against 27.0 ms).
+
+    Example:
+      >>> conv_wide(jnp.ones((1, 2, 3, 1)), jnp.ones((3, 3, 1, 1)))[0, :, :, 0].tolist()
+      [[4.0, 6.0, 4.0], [4.0, 6.0, 4.0]]
+    """
+    return conv(images, kernel)
+
+
+def _kernel_gradient_by_rows(images, kernel, cotangent):
+    height, width, channels = images.shape[1:]
+    padded = jnp.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    taps = [padded[:, :, j : j + width] for j in range(3)]
+    columns = lax.optimization_barrier(jnp.concatenate(taps, -1))
+    met = cotangent.reshape(-1, cotangent.shape[-1])
+    rows = [columns[:, i : i + height].reshape(-1, 3 * channels).T @ met for i in range(3)]
+    return jnp.stack(rows).reshape(kernel.shape)
+
+
+def _kernel_gradient(images, kernel, cotangent):
+    return jax.vjp(lambda kernel: conv(images, kernel), kernel)[1](cotangent)[0]
+
+
+def _wide_backward(residuals, cotangent):
+    images, kernel = residuals
+    d_images = jax.vjp(lambda images: conv(images, kernel), images)[1](cotangent)[0]
+    d_kernel = lax.platform_dependent(
+        images, kernel, cotangent, cpu=_kernel_gradient_by_rows, default=_kernel_gradient
+    )
+    return d_images, d_kernel
+
+
+conv_wide.defvjp(_forward, _wide_backward)
+
+
 def conv_mean(images: jax.Array, kernel: jax.Array) -> jax.Array:
     """The average over all positions of `conv`'s output, without that output.
 

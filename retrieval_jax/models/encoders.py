@@ -48,9 +48,6 @@ def convolutional(
     return Encoder(tuple(widths), bottleneck, momentum, axis_name, dtype)
 
 
-ENCODERS = (convolutional,)
-
-
 def check_widths(widths: Sequence[int]) -> None:
     """Raises a ValueError unless there are widths, all of them positive.
 
@@ -91,7 +88,13 @@ def normalise_relu(
     return nn.relu(norm(x))
 
 
-def _max_pool_2x2(x: jax.Array) -> jax.Array:
+def max_pool_2x2(x: jax.Array) -> jax.Array:
+    """The largest of each 2×2 of images [n, h, w, c], whose sides are even.
+
+    Example:
+      >>> max_pool_2x2(jnp.arange(4.0).reshape(1, 2, 2, 1)).tolist()
+      [[[[3.0]]]]
+    """
     # A reshape, not nn.max_pool: the gradient is then a comparison, not a slow select-and-scatter.
     n, height, width, channels = x.shape
     return x.reshape(n, height // 2, 2, width // 2, 2, channels).max((2, 4))
@@ -141,7 +144,7 @@ class Encoder(nn.Module):
             convolve = conv if i > 1 else conv_from_narrow
             x = Conv3x3(features, convolve, self.dtype, name=f"conv{i}")(x)
             x = normalise_relu(x, train, self.momentum, self.axis_name, self.dtype, f"norm{i}")
-            x = _max_pool_2x2(x)
+            x = max_pool_2x2(x)
         convolve = conv_mean if averaged else conv
         return Conv3x3(self.bottleneck, convolve, self.dtype, name="bottleneck")(x)
 

@@ -1,4 +1,4 @@
-"""What stands on the embedding: a classifier, a projector and a predictor."""
+"""What stands on the embedding: a classifier, a projector, a predictor and prototypes."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from retrieval_jax.models.encoders import check_widths
+from retrieval_jax.numerics.distances import unit
 
 
 class Head(nn.Module):
@@ -54,15 +55,15 @@ class MLP(nn.Module):
         return x.astype(jnp.float32)
 
 
-def projector(
+def mlp(
     *, axis_name: str | None, dtype: jax.typing.DTypeLike, widths: Sequence[int] = (512, 128)
 ) -> MLP:
-    """From the embedding to where a label-free loss compares views.
+    """A projector, from the embedding to where views are compared, or a predictor on that.
 
     Args:
       axis_name: mapped axis over which BatchNorm's batch statistics are averaged.
       dtype: what it computes in.
-      widths: features of each layer; the last is the projection's size.
+      widths: features of each layer; the last is linear, and the same in projector and predictor.
 
     Raises:
       ValueError: names the parameter that is out of range.
@@ -71,18 +72,40 @@ def projector(
     return MLP(tuple(widths), axis_name, dtype)
 
 
-def predictor(
-    *, axis_name: str | None, dtype: jax.typing.DTypeLike, widths: Sequence[int] = (512, 128)
-) -> MLP:
-    """From the projection of one view to that of another.
+class Prototypes(nn.Module):
+    """Cosines of rows [n, d] with learned prototypes: float32 [n, k].
+
+    SwAV, Caron et al. 2020, arXiv:2006.09882; what is kept at length 1 there after every step has
+    it by definition here.
+
+    Attributes:
+      k: how many.
+
+    Example:
+      >>> layer = Prototypes(3)
+      >>> variables = layer.init(jax.random.key(0), jnp.ones((1, 2)))
+      >>> bool((jnp.abs(layer.apply(variables, jnp.ones((5, 2)))) <= 1.0001).all())
+      True
+    """
+
+    k: int
+
+    @nn.compact
+    def __call__(self, rows: jax.Array) -> jax.Array:
+        init = nn.initializers.lecun_normal()
+        kernel = self.param("kernel", init, (rows.shape[-1], self.k))
+        return unit(rows.astype(jnp.float32)) @ unit(kernel.T).T
+
+
+def prototypes(*, count: int = 256) -> Prototypes:
+    """Learned prototypes on the projection, for SwAV.
 
     Args:
-      axis_name: mapped axis over which BatchNorm's batch statistics are averaged.
-      dtype: what it computes in.
-      widths: features of each layer; the last is the projection's size.
+      count: how many.
 
     Raises:
       ValueError: names the parameter that is out of range.
     """
-    check_widths(widths)
-    return MLP(tuple(widths), axis_name, dtype)
+    if count < 1:
+        raise ValueError(f"count must be at least 1, got {count}")
+    return Prototypes(count)

@@ -17,10 +17,11 @@ class Outputs(NamedTuple):
     logits: jax.Array | None = None  # float32 [n, classes]
     projection: jax.Array | None = None  # float32 [n, p], of the embedding
     prediction: jax.Array | None = None  # float32 [n, p], of the projection
+    scores: jax.Array | None = None  # float32 [n, k], the projection's cosines with prototypes
 
 
 class Network(nn.Module):
-    """An encoder with an optional decoder, classifier, projector and predictor.
+    """An encoder with an optional decoder, classifier, projector, predictor and prototypes.
 
     Call with images float [n, h, w, c] in [0, 1]; returns `Outputs`. In training, BatchNorm uses
     the batch's statistics and the collection "batch_stats" must be mutable.
@@ -32,6 +33,8 @@ class Network(nn.Module):
       head: embedding → logits.
       projector: (embedding, train) → projection.
       predictor: (projection, train) → prediction; needs a projector.
+      prototypes: projection → scores; needs a projector.
+      embeds: what `embed` returns: "backbone", the embedding, or "projection".
 
     Raises:
       ValueError: a decoder on an encoder that returns no feature map.
@@ -52,6 +55,8 @@ class Network(nn.Module):
     head: nn.Module | None = None
     projector: nn.Module | None = None
     predictor: nn.Module | None = None
+    prototypes: nn.Module | None = None
+    embeds: str = "backbone"
 
     def __call__(self, images: jax.Array, train: bool = False) -> Outputs:
         features = self.encoder(images, train)
@@ -68,13 +73,19 @@ class Network(nn.Module):
             logits=None if self.head is None else self.head(embedding),
             projection=projection,
             prediction=None if self.predictor is None else self.predictor(projection, train),
+            scores=None if self.prototypes is None else self.prototypes(projection),
         )
 
     def embed(self, images: jax.Array) -> jax.Array:
-        """Embeddings float32 [n, d] by the encoder alone, with the running statistics."""
+        """What the network is for: float32 [n, d] by `embeds`, with the running statistics."""
         if hasattr(self.encoder, "embed"):
-            return self.encoder.embed(images)
-        return _averaged(self.encoder(images))
+            found = self.encoder.embed(images)
+        else:
+            found = _averaged(self.encoder(images))
+        if self.embeds == "backbone":
+            return found
+        assert self.projector is not None
+        return self.projector(found, False)
 
     def reconstruct(self, images: jax.Array) -> jax.Array:
         """Reconstructions float32 [n, h, w, c], with the running statistics; needs a decoder."""

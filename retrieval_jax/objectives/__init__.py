@@ -1,37 +1,124 @@
 """What training minimises: terms, each a pure loss on arrays in the file of its family."""
 
+from retrieval_jax.objectives.bootstrap import byol, predicted_cosines, simsiam
 from retrieval_jax.objectives.classification import classification, cross_entropy
+from retrieval_jax.objectives.clusters import (
+    dec,
+    propos,
+    prototype_scattering,
+    self_labelling,
+    sharpened_divergence,
+    soft_assignments,
+)
+from retrieval_jax.objectives.contrastive import (
+    info_nce,
+    moco,
+    nt_xent,
+    simclr,
+    supcon,
+    supervised_contrast,
+)
 from retrieval_jax.objectives.objective import (
     TOTAL,
     Batch,
     Loss,
+    Mixed,
     Objective,
     Seen,
     Term,
     evaluate,
     mean_of,
     means_over_devices,
+    shared_value,
     totalled,
 )
+from retrieval_jax.objectives.prototypes import sinkhorn, swapped_prediction, swav
 from retrieval_jax.objectives.reconstruction import mean_squared_error, reconstruction
+from retrieval_jax.objectives.redundancy import (
+    barlow_twins,
+    coding_rate,
+    cross_correlation,
+    emp_ssl,
+    many_crops,
+    variance_invariance_covariance,
+    vicreg,
+)
+from retrieval_jax.objectives.semi_supervised import (
+    Confidence,
+    fairness,
+    fixmatch,
+    freematch,
+    pseudo_labelled,
+    updated,
+)
 
 # Of a config: each name is a section of `objective`.
-TERMS = (reconstruction, classification)
+TERMS = (
+    reconstruction,
+    classification,
+    simclr,
+    supcon,
+    moco,
+    vicreg,
+    barlow_twins,
+    emp_ssl,
+    byol,
+    simsiam,
+    swav,
+    propos,
+    dec,
+    self_labelling,
+    fixmatch,
+    freematch,
+)
 
 __all__ = [
     "TERMS",
     "TOTAL",
     "Batch",
+    "Confidence",
     "Loss",
+    "Mixed",
     "Objective",
     "Seen",
     "Term",
+    "barlow_twins",
+    "byol",
     "classification",
+    "coding_rate",
+    "cross_correlation",
     "cross_entropy",
+    "dec",
+    "emp_ssl",
     "evaluate",
+    "fairness",
+    "fixmatch",
+    "freematch",
+    "info_nce",
+    "many_crops",
     "mean_of",
     "mean_squared_error",
     "means_over_devices",
+    "moco",
+    "nt_xent",
+    "predicted_cosines",
+    "propos",
+    "prototype_scattering",
+    "pseudo_labelled",
     "reconstruction",
+    "self_labelling",
+    "shared_value",
+    "sharpened_divergence",
+    "simclr",
+    "simsiam",
+    "sinkhorn",
+    "soft_assignments",
+    "supcon",
+    "supervised_contrast",
+    "swapped_prediction",
+    "swav",
     "totalled",
+    "updated",
+    "variance_invariance_covariance",
+    "vicreg",
 ]

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from retrieval_jax.objectives.objective import Loss, Seen, Term, mean_of
+from retrieval_jax.objectives.objective import Loss, Seen, Term, check_range, mean_of
 
 
 def cross_entropy(
@@ -47,25 +47,42 @@ def check_smoothing(label_smoothing: float) -> None:
         raise ValueError(f"label_smoothing must be at least 0 and below 1, got {label_smoothing}")
 
 
-def classification(weight: float = 0.0, label_smoothing: float = 0.0) -> Term:
+def classification(weight: float = 0.0, label_smoothing: float = 0.0, views: int = 0) -> Term:
     """Cross-entropy of the classifier's logits, over the examples that have a label.
+
+    Of images that are mixed (`training.mixup`), both labels count by their shares: Zhang et al.
+    2018, arXiv:1710.09412, equation 1.
 
     Args:
       weight: of the cross-entropy in nats.
       label_smoothing: share of the target spread over all classes.
+      views: how many of the first views are classified, such as the weak one alone; 0: all.
 
     Raises:
-      ValueError: the smoothing is out of range.
+      ValueError: names the parameter that is out of range.
     """
     check_smoothing(label_smoothing)
+    check_range("views", views, 0)
 
     def loss(seen: Seen) -> Loss:
-        labels = seen.batch.labels
         assert seen.outputs.logits is not None
-        # A label that is hidden has no row in the one-hot table; its value is masked.
-        logits = seen.outputs.logits
-        flat = logits.reshape(-1, logits.shape[-1])
-        values = cross_entropy(flat, jnp.tile(labels, len(logits)), label_smoothing=label_smoothing)
-        return mean_of(values.reshape(logits.shape[:2]), seen.batch, labels >= 0)
+        logits = seen.outputs.logits[: views or None]
+
+        def of(labels: jax.Array) -> Loss:
+            # A label that is hidden has no row in the one-hot table; its value is masked.
+            flat = logits.reshape(-1, logits.shape[-1])
+            values = cross_entropy(
+                flat, jnp.tile(labels, len(logits)), label_smoothing=label_smoothing
+            )
+            return mean_of(values.reshape(logits.shape[:2]), seen.batch, labels >= 0)
+
+        own, mixed = of(seen.batch.labels), seen.batch.mixed
+        if mixed is None:
+            return own
+        other, share = of(mixed.labels), mixed.share
+        return Loss(
+            share * own.sum + (1 - share) * other.sum,
+            share * own.count + (1 - share) * other.count,
+        )
 
     return Term(loss, weight, needs=("logits",))

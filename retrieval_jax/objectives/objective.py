@@ -7,6 +7,7 @@ to know of the others it gathers over `Seen.axis_name`.
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -21,12 +22,20 @@ from retrieval_jax.models import Outputs
 TOTAL = "loss"
 
 
+class Mixed(NamedTuple):
+    """What a batch's images are mixed with: image = share · own + (1 - share) · other."""
+
+    labels: jax.Array  # int32 [n], of the others, -1 where training may not use the label
+    share: jax.Array  # float32 scalar
+
+
 class Batch(NamedTuple):
     """One device's share of a batch: n examples, each in several views."""
 
     images: tuple[jax.Array, ...]  # float32 [v, n, h, w, c] in [0, 1]; several where sizes differ
     labels: jax.Array  # int32 [n], -1 where training may not use the label
     rows: jax.Array  # int32 [n], rows of the fit set; -1 pads the last batch of a validation
+    mixed: Mixed | None = None
 
 
 class Seen(NamedTuple):
@@ -67,8 +76,10 @@ class Term(NamedTuple):
     Attributes:
       loss: `Seen` → `Loss`.
       weight: or a schedule of the step.
-      needs: the fields of `Outputs` that it reads: the network gets a head for each.
+      needs: the fields of `Outputs` that it reads: the network gets a head for each. And "labels",
+        if it is nothing without.
       needs_target: whether it reads `Seen.target`.
+      views: how many of each image it compares at least.
       memory: the shapes of `Outputs` (one view, one example) → what the term remembers at step 0.
       refresh: before each epoch: (memory, key, embeddings float32 [m, d] and rows int32 [m] of this
         device's share of the fit set, axis name) → memory. Row -1 pads; a share is whole blocks of
@@ -79,6 +90,7 @@ class Term(NamedTuple):
     weight: float | optax.Schedule = 1.0
     needs: tuple[str, ...] = ()
     needs_target: bool = False
+    views: int = 1
     memory: Callable[[Outputs], Any] | None = None
     refresh: Callable[[Any, jax.Array, jax.Array, jax.Array, str], Any] | None = None
 
@@ -107,6 +119,37 @@ def mean_of(values: jax.Array, batch: Batch, mask: jax.Array | None = None) -> L
     if mask is not None:
         counted &= mask
     return Loss(jnp.where(counted, values, 0).sum(), counted.sum(dtype=jnp.float32))
+
+
+def shared_value(value: jax.Array, batch: Batch) -> Loss:
+    """The `Loss` of a value of the whole batch, the same on every device.
+
+    In a validation, batches count by their real examples.
+
+    Example:
+      >>> loss = shared_value(jnp.float32(3), Batch((), jnp.array([3, 1]), jnp.array([7, -1])))
+      >>> float(loss.sum), float(loss.count)
+      (3.0, 1.0)
+    """
+    return mean_of(jnp.broadcast_to(value, batch.rows.shape), batch)
+
+
+def check_range(
+    name: str, value: float, low: float, high: float = math.inf, *, open_low: bool = False
+) -> None:
+    """Raises a ValueError that starts with the name unless low ≤ value ≤ high, and it is finite.
+
+    Example:
+      >>> check_range("temperature", -1.0, 0, open_low=True)
+      Traceback (most recent call last):
+      ...
+      ValueError: temperature must be above 0, got -1.0
+    """
+    if (low < value if open_low else low <= value) and value <= high and math.isfinite(value):
+        return
+    bounds = f"{'above' if open_low else 'at least'} {low}"
+    bounds += f" and at most {high}" if high < math.inf else ""
+    raise ValueError(f"{name} must be {bounds}, got {value}")
 
 
 def evaluate(

@@ -56,7 +56,7 @@ class Clustering(NamedTuple):
 class RetrievalScores(NamedTuple):
     """What `retrieval_jax.evaluation.score_retrieval` says; the keys of dictionaries are cutoffs.
 
-    The last three are of the exhaustive search alone.
+    The last five are of the exhaustive search alone.
     """
 
     precision_at: dict[str, Score]
@@ -65,6 +65,8 @@ class RetrievalScores(NamedTuple):
     map_at_r: Score | None = None
     map: Score | None = None  # over the whole ranking
     knn_accuracy: Score | None = None
+    weighted_knn_accuracy: Score | None = None  # k = 200, temperature 0.1
+    linear_accuracy: Score | None = None  # of a linear probe
 
 
 class Retrieval(NamedTuple):

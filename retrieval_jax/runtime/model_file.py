@@ -26,7 +26,8 @@ def save_model(
     Args:
       directory: a run's workdir.
       variables: all collections of a `Network`, on the host.
-      description: "encoder" (its "name", "dtype" and keys), "normalize" and "image_shape".
+      description: "encoder" (its "name", "dtype" and keys), "normalize", "image_shape", "crops",
+        and "projector" (its keys), if that embeds.
     """
     tensors = {
         name: np.asarray(value, order="C")
@@ -101,6 +102,7 @@ def read_description(directory: epath.Path) -> dict[str, Any]:
             and all(type(side) is int and 0 < side < 2**16 for side in shape)
             and isinstance(encoder["name"], str)
             and isinstance(found["normalize"], bool)
+            and type(found.get("crops", 0)) is int
         )
     except FileNotFoundError:
         raise UserError(

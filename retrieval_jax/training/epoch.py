@@ -15,7 +15,7 @@ from jax import lax
 from retrieval_jax.data.stream import batches
 from retrieval_jax.embedder import as_float
 from retrieval_jax.numerics.keys import key_for
-from retrieval_jax.objectives import TOTAL, Batch, Objective
+from retrieval_jax.objectives import TOTAL, Batch, Mixed, Objective
 from retrieval_jax.runtime import devices
 from retrieval_jax.training.monitor import Monitor
 from retrieval_jax.training.step import TrainState, train_step, validation_step
@@ -41,6 +41,8 @@ class Recipe(NamedTuple):
     validation_batch_size: int  # over all devices
     steps_per_call: int  # steps of one compiled call, see `devices.steps_per_call`
     seed: int
+    mixup: float = 0.0  # alpha of the shares in which images are mixed; 0: they are not
+    labelled_per_batch: int = 0  # examples of each batch that have a label for certain
     ema_decay: float | optax.Schedule = 0.0  # share of the old in the averaged network; 0: none
     average: bool = False  # validate the averaged network
     monitor: Monitor | None = None  # what picks the best checkpoint; None: the loss
@@ -105,12 +107,24 @@ def added(totals: Totals, step: jax.Array, metrics: dict[str, jax.Array]) -> Tot
     )
 
 
-def epoch_order(recipe: Recipe, rows: int, state: TrainState) -> jax.Array:
-    """int32 [steps, batch / devices]: this device's rows in each batch of the state's epoch."""
-    steps = rows // recipe.batch_size
+def epoch_order(recipe: Recipe, rows: int, labelled: np.ndarray, state: TrainState) -> jax.Array:
+    """int32 [steps, batch / devices]: this device's rows in each batch of the state's epoch.
+
+    Behind the rows of any kind, a batch has `recipe.labelled_per_batch` of those that are labelled,
+    all of them as often but for one.
+    """
+    steps, most = rows // recipe.batch_size, recipe.labelled_per_batch
     epoch = state.step // steps + 1
     order = jax.random.permutation(key_for(recipe.seed, "shuffle", epoch), rows)
-    shares = order[: steps * recipe.batch_size].reshape(steps, devices.count(), -1)
+    order = order[: steps * (recipe.batch_size - most)].reshape(steps, -1)
+    if most:
+        keys = jax.random.split(
+            key_for(recipe.seed, "shuffle labelled", epoch), -(-steps * most // len(labelled))
+        )
+        drawn = jax.vmap(jax.random.permutation, (0, None))(keys, labelled.astype(np.int32))
+        drawn = drawn.ravel()[: steps * most].reshape(steps, most)
+        order = jnp.concatenate([order, drawn], 1)
+    shares = order.reshape(steps, devices.count(), -1)
     return shares[:, lax.axis_index(devices.AXIS)]
 
 
@@ -127,7 +141,33 @@ def fit_batch(
         first + jnp.arange(len(rows)),
         recipe.batch_size,
     )
-    return Batch(images, data.labels[places], rows)
+    batch = Batch(images, data.labels[places], rows)
+    return (
+        mixup(key_for(recipe.seed, "mixup", step), batch, recipe.mixup) if recipe.mixup else batch
+    )
+
+
+def mixup(key: jax.Array, batch: Batch, alpha: float) -> Batch:
+    """Every image mixed with the one before it in the whole batch, the first with the last.
+
+    Zhang et al. 2018, "mixup", arXiv:1710.09412, section 2, with one share for the batch.
+
+    Args:
+      key: the same on every device.
+      batch: this device's share, on the axis of devices.
+      alpha: the share is drawn from Beta(alpha, alpha), above 0.
+    """
+    share = jax.random.beta(key, alpha, alpha)
+    count = lax.axis_size(devices.AXIS)
+
+    def before(x: jax.Array, axis: int) -> jax.Array:
+        last = lax.slice_in_dim(x, x.shape[axis] - 1, None, axis=axis)
+        first = lax.ppermute(last, devices.AXIS, [(i, (i + 1) % count) for i in range(count)])
+        rest = lax.slice_in_dim(x, 0, x.shape[axis] - 1, axis=axis)
+        return jnp.concatenate([first, rest], axis)
+
+    images = tuple(share * x + (1 - share) * before(x, 1) for x in batch.images)
+    return batch._replace(images=images, mixed=Mixed(before(batch.labels, 0), share))
 
 
 def fit_steps(

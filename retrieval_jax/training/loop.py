@@ -36,10 +36,16 @@ from retrieval_jax.training.epoch import (
     validation_batches,
 )
 from retrieval_jax.training.logs import MetricLog
+from retrieval_jax.training.monitor import collapsed, spread_of
 from retrieval_jax.training.step import TrainState, create_state
 
 # Rows of a device's share when terms refresh their memory: k-means draws from blocks of as many.
 _BLOCK = 128
+_COLLAPSE = (
+    "  the embeddings have collapsed (effective rank {effective_rank:.2f}, spread {spread:.3f}): "
+    "the network gives all images nearly the same; lower optimizer.learning_rate, or give more "
+    "weight to what keeps images apart (the best checkpoint of another epoch is kept)"
+)
 
 
 class Trained(NamedTuple):
@@ -138,7 +144,7 @@ def train(
             validation_means = _validate(run, on_devices.state, number * steps)
             _refuse_non_finite(validation_means, f"in the validation after epoch {number}")
             _refuse_non_finite_parameters(epoch.state, f"after epoch {number}")
-            row = {
+            row: dict[str, Any] = {
                 "epoch": number,
                 "step": number * steps,
                 "fit": {name: float(epoch.totals.sums[name]) / steps for name in _names(recipe)},
@@ -151,6 +157,8 @@ def train(
             checkpoints.save(number * steps, epoch, _record(history, 0.0), _score(recipe, row))
             log.write(row)
             say(describe(row, recipe.epochs))
+            if collapsed(row["validation"]):
+                say(_COLLAPSE.format(**row["validation"]))
             if stop and number < recipe.epochs:
                 raise Interrupted
         return Trained(epoch.state, history, first_step)
@@ -197,7 +205,9 @@ def _record(history: list[dict], seconds: float) -> dict[str, Any]:
 
 
 def _score(recipe: Recipe, row: dict) -> float:
-    """By which the best checkpoint is kept."""
+    """By which the best checkpoint is kept: never by a loss that is low because of a collapse."""
+    if collapsed(row["validation"]):
+        return -np.inf
     if recipe.monitor is not None:
         return row["validation"].get(recipe.monitor.name, -np.inf)
     return -(row["validation"] or row["fit"])[TOTAL]
@@ -211,7 +221,9 @@ def _programs(recipe: Recipe, fit: DataSet, validation: DataSet) -> _Programs:
     mapped = partial(devices.mapped, precision=recipe.precision)
     order = _validation_order(len(validation.images), recipe.validation_batch_size)
     return _Programs(
-        order=mapped(partial(epoch_order, recipe, len(fit.images))),
+        order=mapped(
+            partial(epoch_order, recipe, len(fit.images), np.flatnonzero(fit.labels >= 0))
+        ),
         steps=mapped(partial(fit_steps, recipe), donate=(0,)),
         check=mapped(partial(validation_batches, recipe)),
         refresh=mapped(partial(refreshed, recipe), donate=(0,)),
@@ -312,11 +324,12 @@ def _validate(run: _Run, state: TrainState, step: int) -> dict[str, float]:
     recipe, programs, _, validation, *_ = run
     if not len(validation.images):
         return {}
-    sums: dict[str, np.ndarray] = {}
+    sums: dict[str, Any] = {}
 
     def look(late: Any) -> None:
         for name, pair in devices.from_first_device(late).items():
-            sums[name] = sums.get(name, 0) + np.array(pair, np.float64)
+            before = sums.get(name, (0, 0))
+            sums[name] = tuple(old + np.float64(new) for old, new in zip(before, pair, strict=True))
 
     fed: Iterator[Any] | None = None
     if programs.data is None:
@@ -335,11 +348,13 @@ def _validate(run: _Run, state: TrainState, step: int) -> dict[str, float]:
                 look(late)
             late = found
         look(late)
+    spread = spread_of(sums.pop("embedding")[0])
     # A term or an accuracy that counted nothing, such as one without labels, has no mean.
     means = {name: float(sum / count) for name, (sum, count) in sums.items() if count}
     terms: Any = {name: means.get(name, 0.0) for name in recipe.objective}
     total = float(totalled(recipe.objective, terms, np.int32(step))[TOTAL])
     ordered = {TOTAL: total} | {n: means[n] for n in (*recipe.objective, "accuracy") if n in means}
+    ordered |= spread
     if recipe.monitor is not None:
         embeddings = _embedded(run, state, validation)
         ordered[recipe.monitor.name] = recipe.monitor.score(embeddings, validation.labels)

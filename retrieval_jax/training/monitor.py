@@ -1,7 +1,8 @@
-"""What picks the best checkpoint: scores of the validation images' embeddings."""
+"""What picks the best checkpoint, and whether embeddings have collapsed."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
@@ -58,3 +59,59 @@ def _nmi(embeddings: np.ndarray, labels: np.ndarray, k: int, seed: int) -> float
     clusters = np.asarray(found.labels)[labels >= 0]
     table = metrics.contingency_table(labels[labels >= 0], clusters)
     return metrics.normalized_mutual_information(table)
+
+
+def gram(embeddings: jax.Array, real: jax.Array) -> jax.Array:
+    """What `spread_of` needs of a batch, to be added up: [d + 1, d + 1].
+
+    Args:
+      embeddings: float32 [n, d].
+      real: bool [n]; the others count nowhere.
+
+    Example:
+      >>> gram(jax.numpy.array([[2.0], [9.0]]), jax.numpy.array([True, False])).tolist()
+      [[4.0, 2.0], [2.0, 1.0]]
+    """
+    rows = jax.numpy.pad(embeddings, ((0, 0), (0, 1)), constant_values=1)
+    rows = jax.numpy.where(real[:, None], rows, 0)
+    return rows.T @ rows
+
+
+def spread_of(gram: np.ndarray) -> dict[str, float]:
+    """How far embeddings are from a point, and from a line.
+
+    Args:
+      gram: float64 [d + 1, d + 1], the sum of `gram` of all batches.
+
+    Returns:
+      "effective_rank": exp of the entropy of the shares of variance along the principal axes (Roy
+      and Vetterli 2007, "The effective rank"), from 1 to d, 0 of a point; and "spread": the root of
+      the variance's share of the mean squared length, from 0 to 1.
+
+    Example:
+      >>> points = np.array([[1.0, 0.0, 1.0], [-1.0, 0.0, 1.0]])  # behind each, a 1
+      >>> spread_of(points.T @ points)
+      {'effective_rank': 1.0, 'spread': 1.0}
+    """
+    count = gram[-1, -1]
+    squares, mean = gram[:-1, :-1] / count, gram[-1, :-1] / count
+    length = float(np.trace(squares))
+    # What float32 sums leave of the variance of a point is no spread.
+    variances = np.maximum(np.linalg.eigvalsh(squares - np.outer(mean, mean)), 0)
+    variances[variances < 1e-6 * length] = 0
+    whole = float(variances.sum())
+    if whole == 0:
+        return {"effective_rank": 0.0, "spread": 0.0}
+    shares = variances[variances > 0] / whole
+    rank = float(np.exp(-(shares * np.log(shares)).sum()))
+    return {"effective_rank": rank, "spread": math.sqrt(min(whole / length, 1.0))}
+
+
+def collapsed(row: dict[str, float]) -> bool:
+    """Whether a validation's embeddings are nearly a point, or nearly a line.
+
+    Example:
+      >>> collapsed({"effective_rank": 40.0, "spread": 0.5}), collapsed({})
+      (False, False)
+    """
+    return row.get("spread", 1.0) < 0.01 or row.get("effective_rank", 2.0) < 1.05

@@ -22,6 +22,7 @@ from retrieval_jax.objectives import (
     totalled,
 )
 from retrieval_jax.runtime import devices
+from retrieval_jax.training.monitor import gram
 
 
 class TrainState(NamedTuple):
@@ -223,7 +224,8 @@ def validation_step(
 
     Returns:
       name → (sum, count), float scalars over all devices; divide the sums of all batches once by
-      their counts. Accuracy is of the first view, over the examples with a label.
+      their counts. Accuracy is of the first view, over the examples with a label; the sum of
+      "embedding" is the first view's `monitor.gram`.
     """
     outputs, _ = apply_to_views(model, state.judged(average), batch.images)
     target = None
@@ -236,4 +238,6 @@ def validation_step(
         known = (batch.rows >= 0) & (batch.labels >= 0)
         right = known & (outputs.logits[0].argmax(-1) == batch.labels)
         sums["accuracy"] = right.sum(dtype=jnp.float32), known.sum(dtype=jnp.float32)
+    real = batch.rows >= 0
+    sums["embedding"] = gram(outputs.embedding[0], real), real.sum(dtype=jnp.float32)
     return lax.psum(sums, axis_name)

@@ -1,0 +1,41 @@
+"""CIFAR-10 with 1 % of the labels on two CPU cores: EMP-SSL and the labels that there are.
+
+Command:   retrieval-jax run --config=cifar10_few_cpu --workdir=runs/cifar10_few_cpu
+Hardware:  2 CPU cores
+Time:      at most 60 min
+Score:     not measured
+"""
+
+from ml_collections import ConfigDict
+
+from retrieval_jax import config
+
+
+def get_config() -> ConfigDict:
+    c = config.default()
+    c.name = "CIFAR-10 few labels, CPU"
+    c.data.source = "tfds"
+    c.data.name = "cifar10"
+    c.data.queries = 3000
+    c.data.labels_per_class = 57  # of some 4,560 in the fit set
+    c.objective.reconstruction.weight = 0.0
+    c.objective.emp_ssl.weight = 1.0
+    # EMP-SSL's loss is some 200 for its weight of the agreement.
+    c.objective.classification.weight = 20.0
+    c.objective.classification.label_smoothing = 0.1
+    c.model.encoder.name = "small_resnet"
+    c.model.encoder.small_resnet.blocks = (0, 0, 0)
+    crops = c.views.main
+    crops.count = 8
+    crops.crop.size, crops.crop.scale = 24, (0.2, 1.0)
+    crops.flip.probability = 0.5
+    crops.jitter.update(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1)
+    crops.grayscale.probability = 0.2
+    c.training.batch_size = 64
+    c.training.labelled_per_batch = 16
+    c.training.epochs = 4  # of 712 steps
+    c.optimizer.learning_rate = 3e-3
+    c.optimizer.decay = "cosine"
+    c.embedding.normalize = True
+    c.report.tsne_points = 10000
+    return c

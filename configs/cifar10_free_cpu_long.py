@@ -1,0 +1,39 @@
+"""CIFAR-10 without labels on two CPU cores, for longer: EMP-SSL and a residual block.
+
+Command:   retrieval-jax run --config=cifar10_free_cpu_long --workdir=runs/cifar10_free_cpu_long
+Hardware:  2 CPU cores
+Time:      at most 150 min
+Score:     not measured
+"""
+
+from ml_collections import ConfigDict
+
+from retrieval_jax import config
+
+
+def get_config() -> ConfigDict:
+    c = config.default()
+    c.name = "CIFAR-10 label-free, CPU, long"
+    c.data.source = "tfds"
+    c.data.name = "cifar10"
+    c.data.queries = 3000
+    c.objective.reconstruction.weight = 0.0
+    c.objective.emp_ssl.weight = 1.0
+    c.model.encoder.name = "small_resnet"
+    c.model.encoder.small_resnet.blocks = (0, 0, 1)
+    crops = c.views.main
+    crops.count = 8
+    crops.crop.size, crops.crop.scale = 24, (0.2, 1.0)
+    crops.flip.probability = 0.5
+    crops.jitter.update(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1)
+    crops.grayscale.probability = 0.2
+    c.training.batch_size = 64
+    c.training.epochs = 8  # of 712 steps
+    c.optimizer.learning_rate = 3e-3
+    c.optimizer.decay = "cosine"
+    # Projections cluster better than the backbone here, and crops are what they were trained on.
+    c.embedding.layer = "projection"
+    c.embedding.crops = 24
+    c.embedding.normalize = True
+    c.report.tsne_points = 10000
+    return c
