@@ -85,8 +85,8 @@ def test_greedy_seeds_are_as_good_as_scikit_learns():
 def test_groups_hold_all_the_weight_near_their_means(spherical):
     points = low_rank(3000, 12, 6)
     weights = np.random.default_rng(1).integers(0, 3, 3000)
-    found = jax.jit(lambda: groups(as_points(points, weights, 512, spherical), KEY, 70))()
-    means, mass = np.float64(found.values), np.float64(found.weights)
+    found = jax.jit(lambda: groups(as_points(points, weights, 512, spherical), KEY, 70)[:2])()
+    means, mass = map(np.float64, found)
     rows = np.float64(points)
     if spherical:
         rows /= np.linalg.norm(rows, axis=1, keepdims=True)

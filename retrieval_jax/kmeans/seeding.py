@@ -65,7 +65,10 @@ def groups(points: Points, key: jax.Array, draws: int) -> Points:
     m = _ROUNDS * draws
 
     # One draw in each stratum of the mass, so that few rows are drawn twice.
-    u = (jnp.arange(draws) + jax.random.uniform(key, (_ROUNDS, draws))) / draws
+    u = (
+        jnp.arange(draws, dtype=jnp.float32)
+        + jax.random.uniform(key, (_ROUNDS, draws), jnp.float32)
+    ) / draws
 
     def join(i: jax.Array, state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         mass = points.weights * jnp.where(i > 0, state[0], 1)
@@ -115,7 +118,7 @@ def greedy(points: Points, key: jax.Array, k: int) -> jax.Array:
     """
     rows = points.values
     squares = (rows**2).sum(1)
-    u = jax.random.uniform(key, (k, 2 + int(math.log(k))))
+    u = jax.random.uniform(key, (k, 2 + int(math.log(k))), jnp.float32)
 
     def add(i: jax.Array, state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         chosen, nearest = state
@@ -124,7 +127,7 @@ def greedy(points: Points, key: jax.Array, k: int) -> jax.Array:
         options = jnp.minimum(options, nearest)
         potentials = jnp.dot(options, points.weights, precision=FULL_PRECISION)
         best = jnp.where(i > 0, potentials.argmin(), 0)  # the first one is any of the points
-        return chosen.at[i].set(drawn[best]), options[best]
+        return chosen.at[i].set(drawn[best].astype(jnp.int32)), options[best]
 
     start = jnp.zeros(k, jnp.int32), jnp.full(len(rows), jnp.inf, jnp.float32)
     return lax.fori_loop(0, k, add, start)[0]
@@ -148,7 +151,7 @@ def random_points(points: Points, key: jax.Array, k: int, restarts: int = 1) -> 
 
     def seed(key: jax.Array) -> jax.Array:
         def uniform(block: jax.Array) -> jax.Array:
-            return jax.random.uniform(jax.random.fold_in(key, block), (BLOCK,))
+            return jax.random.uniform(jax.random.fold_in(key, block), (BLOCK,), jnp.float32)
 
         u = jax.vmap(uniform)(first).reshape(-1)[:n]
         # Exponential races: row i finishes at -log(u) / weight, and the first k are drawn.
