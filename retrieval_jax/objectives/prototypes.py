@@ -34,7 +34,7 @@ def sinkhorn(
       float [n, k] without gradient; every row adds up to 1.
 
     Example:
-      >>> sinkhorn(jnp.array([[0.9, 0.8], [0.9, 0.1]]), iterations=20).round(2)
+      >>> sinkhorn(jnp.array([[0.9, 0.8], [0.9, 0.1]]), iterations=20).round(1)
       Array([[0., 1.],
              [1., 0.]], dtype=float32)
     """

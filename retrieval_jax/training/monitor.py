@@ -86,13 +86,16 @@ def spread_of(gram: np.ndarray) -> dict[str, float]:
     Returns:
       "effective_rank": exp of the entropy of the shares of variance along the principal axes (Roy
       and Vetterli 2007, "The effective rank"), from 1 to d, 0 of a point; and "spread": the root of
-      the variance's share of the mean squared length, from 0 to 1.
+      the variance's share of the mean squared length, from 0 to 1. NaN where an
+      embedding is not finite.
 
     Example:
       >>> points = np.array([[1.0, 0.0, 1.0], [-1.0, 0.0, 1.0]])  # behind each, a 1
       >>> spread_of(points.T @ points)
       {'effective_rank': 1.0, 'spread': 1.0}
     """
+    if not np.isfinite(gram).all():
+        return {"effective_rank": math.nan, "spread": math.nan}
     count = gram[-1, -1]
     squares, mean = gram[:-1, :-1] / count, gram[-1, :-1] / count
     length = float(np.trace(squares))
