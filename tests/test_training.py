@@ -490,6 +490,7 @@ def test_neither_host_nor_devices_hold_more_than_a_few_batches_of_a_stream():
     )
     data = DataSet(images, np.zeros(len(images), np.int32))
     bytes_of_batch, held = batch * np.prod(shape), 0
+    list(streamed(data, np.arange(batch)[None]))  # what is imported stays, and is no batch
     before = sum(array.nbytes for array in jax.live_arrays())
     tracemalloc.start()
     try:
