@@ -79,5 +79,7 @@ def test_numeric_modules_import_alone(name):
     assert f"retrieval_jax.{name}" in loaded
     foreign = {"sklearn", "matplotlib", "tensorflow", "tensorflow_datasets", "grain", "PIL"}
     assert not loaded & (foreign | {"ml_collections", "tqdm", "orbax", "tensorboardX"})
+    if name != "metrics":
+        assert "scipy.optimize" not in loaded  # half a second, for what few call
     layers = {"config", "pipeline", "data", "report", "training", "runtime"}
     assert not loaded & {f"retrieval_jax.{layer}" for layer in layers}

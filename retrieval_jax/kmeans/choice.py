@@ -13,12 +13,10 @@ from typing import Any, Literal, NamedTuple
 import jax
 import numpy as np
 from jax.typing import ArrayLike
-from scipy.optimize import linear_sum_assignment
 
 from retrieval_jax.kmeans._points import check_clusters
 from retrieval_jax.kmeans.assignment import transform
 from retrieval_jax.kmeans.fit import kmeans
-from retrieval_jax.metrics.silhouette import silhouette
 from retrieval_jax.numerics.arguments import whole_number
 from retrieval_jax.numerics.distances import host_matrix
 
@@ -78,6 +76,8 @@ def choose_k(
       >>> found.k, found.silhouettes.round(2).tolist()
       (3, [0.72, 0.98])
     """
+    from retrieval_jax.metrics.silhouette import silhouette  # not for all who import k-means
+
     points = host_matrix(points, "points")
     n, d = points.shape
     if score not in ("silhouette", "bic"):
@@ -136,6 +136,8 @@ def match_centroids(earlier: ArrayLike, centroids: ArrayLike) -> np.ndarray:
       >>> order.tolist()
       [1, 2, 0]
     """
+    from scipy.optimize import linear_sum_assignment  # half a second
+
     before, after = host_matrix(earlier, "earlier"), host_matrix(centroids, "centroids")
     if before.shape != after.shape:
         raise ValueError(f"the centroids are of shape {before.shape} and {after.shape}.")
