@@ -88,16 +88,42 @@ def normalise_relu(
     return nn.relu(norm(x))
 
 
+@jax.custom_vjp
 def max_pool_2x2(x: jax.Array) -> jax.Array:
     """The largest of each 2×2 of images [n, h, w, c], whose sides are even.
+
+    Values that are equal share the gradient, as in JAX, which is finite whatever XLA fuses. JAX's
+    own divides by how many values of a window equal the largest. Where XLA computes BatchNorm
+    twice, for the pool and for that comparison, and rounds differently, none does: 0 / 0.
 
     Example:
       >>> max_pool_2x2(jnp.arange(4.0).reshape(1, 2, 2, 1)).tolist()
       [[[[3.0]]]]
+      >>> jax.grad(lambda x: max_pool_2x2(x).sum())(jnp.ones((1, 2, 2, 1))).ravel().tolist()
+      [0.25, 0.25, 0.25, 0.25]
     """
     # A reshape, not nn.max_pool: the gradient is then a comparison, not a slow select-and-scatter.
+    return _windows(x).max((2, 4))
+
+
+def _windows(x: jax.Array) -> jax.Array:
     n, height, width, channels = x.shape
-    return x.reshape(n, height // 2, 2, width // 2, 2, channels).max((2, 4))
+    return x.reshape(n, height // 2, 2, width // 2, 2, channels)
+
+
+def _pool_forward(x):
+    largest = max_pool_2x2(x)
+    return largest, (x, largest)
+
+
+def _pool_backward(residuals, cotangent):
+    x, largest = residuals
+    equal = _windows(x) == largest[:, :, None, :, None]
+    share = cotangent / jnp.maximum(equal.sum((2, 4), dtype=x.dtype), 1)
+    return (jnp.where(equal, share[:, :, None, :, None], 0).reshape(x.shape),)
+
+
+max_pool_2x2.defvjp(_pool_forward, _pool_backward)
 
 
 class Encoder(nn.Module):

@@ -19,38 +19,6 @@ from retrieval_jax.models.encoders import check_momentum, check_widths, max_pool
 _HE = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
-@jax.custom_vjp
-def max_pool(x: jax.Array) -> jax.Array:
-    """As `max_pool_2x2`, with a gradient that is finite whatever XLA fuses.
-
-    JAX's own divides by how many values of a window equal the largest. Where XLA computes BatchNorm
-    twice, for the pool and for that comparison, and rounds differently, none does: 0 / 0. Values
-    that are equal share the gradient here too.
-
-    Example:
-      >>> jax.grad(lambda x: max_pool(x).sum())(jnp.ones((1, 2, 2, 1))).ravel().tolist()
-      [0.25, 0.25, 0.25, 0.25]
-    """
-    return max_pool_2x2(x)
-
-
-def _pool_forward(x):
-    largest = max_pool_2x2(x)
-    return largest, (x, largest)
-
-
-def _pool_backward(residuals, cotangent):
-    x, largest = residuals
-    n, height, width, channels = x.shape
-    windows = x.reshape(n, height // 2, 2, width // 2, 2, channels)
-    equal = windows == largest[:, :, None, :, None]
-    share = cotangent / jnp.maximum(equal.sum((2, 4), dtype=x.dtype), 1)
-    return (jnp.where(equal, share[:, :, None, :, None], 0).reshape(x.shape),)
-
-
-max_pool.defvjp(_pool_forward, _pool_backward)
-
-
 class ConvNorm(nn.Module):
     """A 3×3 convolution of stride 1 without bias, and BatchNorm.
 
@@ -115,7 +83,7 @@ class PooledResNet(nn.Module):
             zip(self.widths, self.pooled, self.blocks, strict=True), 1
         ):
             x = make(features, name=f"stage{i}")(x, train)
-            x = max_pool(x) if pool else x
+            x = max_pool_2x2(x) if pool else x
             x = nn.relu(x)  # behind the pool: of a quarter of the values
             for j in range(1, blocks + 1):
                 inner = nn.relu(make(features, name=f"stage{i}_block{j}_conv1")(x, train))
