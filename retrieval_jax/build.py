@@ -270,9 +270,10 @@ def _check_against_data(c: ConfigDict, sizes: Sizes) -> None:
             "embedding.average is True but training.ema_decay is 0, so there is no averaged "
             "network; set it above 0"
         )
+    objective = _objective(c, sizes)
     asking = [
         f"objective.{name}"
-        for name, term in _objective(c, sizes).items()
+        for name, term in objective.items()
         if {"logits", "labels"} & set(term.needs)
     ]
     if t.labelled_per_batch:
@@ -285,7 +286,7 @@ def _check_against_data(c: ConfigDict, sizes: Sizes) -> None:
             f"{t.batch_size}; lower it"
         )
     views = sum(keys.count for keys in c.views.values())
-    for name, term in _objective(c, sizes).items():
+    for name, term in objective.items():
         if views < term.views:
             raise UserError(
                 f"objective.{name} compares {term.views} views of each image or more, but there "

@@ -345,14 +345,16 @@ def score(
             for kind in evaluation.Ranking._fields
         )
     )
+    of_gallery, of_queries = _labels(data, parts)
     scores = evaluation.score(
         *embeddings,
         evaluation.Clusters(**clusters),
         ranking,
-        *_labels(data, parts),
+        of_gallery,
+        of_queries,
         seed=experiment.seed,
     )
-    exhaustive, (of_gallery, of_queries) = scores.retrieval.exhaustive, _labels(data, parts)
+    exhaustive = scores.retrieval.exhaustive
     if not experiment.probes or exhaustive is None or of_gallery is None or of_queries is None:
         return scores
     found: Any = probes.accuracies(*embeddings, of_gallery, of_queries)

@@ -8,9 +8,7 @@ import numpy as np
 import optax
 
 from retrieval_jax import sharded
-from retrieval_jax.numerics.distances import unit
 from retrieval_jax.report.results import Score
-from retrieval_jax.runtime.devices import quick_jit
 
 
 def accuracies(
@@ -70,12 +68,10 @@ def weighted_knn(
     """
     if not temperature > 0:
         raise ValueError(f"temperature must be above 0, got {temperature}")
-    rows, asked = (np.asarray(quick_jit(unit)(jnp.asarray(x))) for x in (gallery, queries))
-    found = sharded.nearest(asked, rows, min(k, len(rows)))
+    found = sharded.nearest(queries, gallery, min(k, len(gallery)), metric="cosine")
     indices = np.asarray(found.indices)
-    cosines = 1 - np.square(np.asarray(found.distances, np.float64)) / 2
     votes = np.zeros((len(queries), int(gallery_labels.max()) + 1))
-    weights = np.exp((cosines - 1) / temperature)
+    weights = np.exp(-np.asarray(found.distances, np.float64) / temperature)  # of 1 - cosine
     np.add.at(votes, (np.arange(len(queries))[:, None], gallery_labels[indices]), weights)
     return votes.argmax(1)
 

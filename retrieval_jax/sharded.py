@@ -235,16 +235,11 @@ def _nearest(mesh, setting, queries, of_queries, *rows) -> ranking.Neighbours:
         return ranking.nearest(
             queries,
             gallery,
-            setting.k,
-            metric=setting.metric,
-            exclude_self=setting.exclude_self,
             mask=mask,
             query_labels=of_queries,
             gallery_labels=of_gallery,
             axis_name=devices.AXIS,
-            approximate_recall=setting.recall,
-            query_chunk=setting.query_chunk,
-            gallery_chunk=setting.gallery_chunk,
+            **setting._asdict(),
         )
 
     return jax.shard_map(

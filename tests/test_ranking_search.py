@@ -18,9 +18,9 @@ from retrieval_jax.ranking._costs import as_compared, bounds, costs, find_basis
 METRICS = ["euclidean", "sqeuclidean", "cosine", "inner_product"]
 
 
-def pairwise(queries, gallery, metric) -> np.ndarray:
-    """All distances [q, n] in float64; products negated, so that the smallest is the nearest."""
-    x, y = np.asarray(queries, np.float64), np.asarray(gallery, np.float64)
+def pairwise(queries, gallery, metric, dtype=np.float64) -> np.ndarray:
+    """All distances [q, n] in a long float; products negated, so that the smallest is nearest."""
+    x, y = np.asarray(queries, dtype), np.asarray(gallery, dtype)
     if metric == "inner_product":
         return -(x @ y.T)
     if metric == "cosine":

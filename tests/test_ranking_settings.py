@@ -11,23 +11,12 @@ from hypothesis import strategies as st
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from sklearn.neighbors import NearestNeighbors
+from test_ranking_search import METRICS, pairwise
 
 from retrieval_jax import sharded
 from retrieval_jax.ranking import cells, nearest, nearest_streamed, share_kept, within_radius
 
-METRICS = ["euclidean", "sqeuclidean", "cosine", "inner_product"]
-
-
-def truth(queries, gallery, metric) -> np.ndarray:
-    """All distances [q, n] in the longest float there is; products negated."""
-    x, y = (np.asarray(of, np.longdouble) for of in (queries, gallery))
-    if metric == "inner_product":
-        return -(x @ y.T)
-    if metric == "cosine":
-        x, y = (of / np.maximum(np.sqrt((of**2).sum(1)), 1e-4000)[:, None] for of in (x, y))
-        return 1 - x @ y.T
-    squared = ((x[:, None] - y) ** 2).sum(2)
-    return squared if metric == "sqeuclidean" else np.sqrt(squared)
+truth = partial(pairwise, dtype=np.longdouble)  # the longest there is
 
 
 def assert_nearest(found, queries, gallery, k, metric="euclidean", allowed=None, rounding=1e-6):

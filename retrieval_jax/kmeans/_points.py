@@ -16,6 +16,7 @@ from retrieval_jax.numerics.arguments import whole_number
 from retrieval_jax.numerics.distances import (
     as_array,
     is_real,
+    largest_magnitude,
     over_chunks,
     power_of_two,
     unit,
@@ -110,8 +111,7 @@ def power_of_two_for(*arrays: jax.Array, axis_name: str | None = None) -> jax.Ar
       >>> float(power_of_two_for(jnp.array([3.0, -5.0]), jnp.array([[1.0]])))
       0.125
     """
-    found = [jnp.abs(array).max().astype(working_type(array.dtype)) for array in arrays]
-    largest = jnp.stack(jnp.broadcast_arrays(*found)).max()
+    largest = largest_magnitude(*arrays)
     return power_of_two(largest if axis_name is None else lax.pmax(largest, axis_name))
 
 

@@ -23,6 +23,7 @@ from retrieval_jax.metrics.labels import coded, host_labels
 from retrieval_jax.numerics.arguments import checked_queries, whole_number
 from retrieval_jax.numerics.distances import (
     centre,
+    largest_magnitude,
     matrix,
     over_chunks,
     power_of_two,
@@ -131,7 +132,7 @@ def full_ranking(
 @partial(jax.jit, static_argnums=(6, 7))
 def _full_ranking(queries, begin, end, own, gallery, rows, most, chunk) -> RankingScores:
     # Distances have no meaning but their order: a power of two keeps squares finite.
-    scale = power_of_two(jnp.maximum(jnp.abs(gallery).max(), jnp.abs(queries).max()))
+    scale = power_of_two(largest_magnitude(gallery, queries))
     queries, gallery = queries * scale, gallery[rows] * scale
     origin = centre(gallery, min(_ROWS, len(gallery)))
     gallery -= origin

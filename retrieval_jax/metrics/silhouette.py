@@ -17,6 +17,7 @@ from jax.typing import ArrayLike
 from retrieval_jax.metrics.labels import host_labels
 from retrieval_jax.numerics.arguments import whole_number
 from retrieval_jax.numerics.distances import (
+    largest_magnitude,
     matrix,
     over_chunks,
     power_of_two,
@@ -106,7 +107,7 @@ def _samples(points, order, codes, sizes, chunk, metric) -> jax.Array:
     dtype = working_type(points.dtype)
     # Silhouettes have no unit: a power of two keeps squares finite.
     points = points[order].astype(dtype)
-    points *= power_of_two(jnp.abs(points).max())
+    points *= power_of_two(largest_magnitude(points))
 
     def score(found, start, rows, _):
         own = lax.dynamic_slice_in_dim(codes, start, chunk)

@@ -202,6 +202,17 @@ def on_grid(values: jax.Array, spread: jax.Array) -> jax.Array:
     return jnp.round(values / step) * step
 
 
+def largest_magnitude(*arrays: jax.Array) -> jax.Array:
+    """The largest magnitude in non-empty arrays, in the widest `working_type` of theirs.
+
+    Example:
+      >>> float(largest_magnitude(jnp.array([3.0, -5.0]), jnp.array([[1.0]])))
+      5.0
+    """
+    found = [jnp.abs(array).max().astype(working_type(array.dtype)) for array in arrays]
+    return jnp.stack(jnp.broadcast_arrays(*found)).max()
+
+
 def power_of_two(largest: jax.Array) -> jax.Array:
     """The power of two that brings the largest magnitude into 1/2..1; 1 for 0.
 

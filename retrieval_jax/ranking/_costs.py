@@ -11,7 +11,7 @@ from jax import lax
 from jax.typing import DTypeLike
 
 from retrieval_jax.numerics.bounds import SAMPLE, Basis, principal_basis
-from retrieval_jax.numerics.distances import FULL_PRECISION, power_of_two, unit
+from retrieval_jax.numerics.distances import FULL_PRECISION, largest_magnitude, power_of_two, unit
 from retrieval_jax.ranking.neighbours import Metric
 
 # Components of the bounds. With their three other features a multiple of 16, which vectors are made
@@ -31,9 +31,8 @@ def scale_of(*arrays: jax.Array, dtype: DTypeLike) -> jax.Array:
       >>> float(scale_of(jnp.array([[1e-20, -3e-20]]), dtype=jnp.float32)) * 3e-20 > 2**31
       True
     """
-    largest = [jnp.abs(array).max().astype(dtype) for array in arrays]
-    tiny = jnp.finfo(dtype).tiny
-    return power_of_two(jnp.maximum(jnp.stack(largest).max() * 2.0**-32, tiny))
+    largest = largest_magnitude(*arrays).astype(dtype)
+    return power_of_two(jnp.maximum(largest * 2.0**-32, jnp.finfo(dtype).tiny))
 
 
 def as_compared(rows: jax.Array, metric: Metric, scale: jax.Array) -> jax.Array:

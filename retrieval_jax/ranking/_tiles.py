@@ -42,7 +42,7 @@ class Setting(NamedTuple):
     k: int
     metric: Metric
     exclude_self: bool
-    recall: float | None
+    approximate_recall: float | None
     query_chunk: int
     gallery_chunk: int
 
@@ -154,7 +154,7 @@ def search(
 def _search_tile(found: Found, queries, tile: _Tile, basis: Basis, setting: Setting) -> Found:
     t, d = tile.rows.shape
     state = found, tile.begin >= tile.end  # nothing to find is found
-    if setting.recall is not None:
+    if setting.approximate_recall is not None:
         return _filter(state, jnp.bool_(False), queries, tile, basis, setting)[0]
     if setting.most * GROUP <= t:
         few = jnp.bool_(d > 2 * COMPONENTS) & (basis.residue < RESIDUE)
@@ -222,7 +222,7 @@ def _candidates(few, features, asked, begin, end, setting) -> tuple[jax.Array, j
     part = -(-n // (_PART * GROUP)) * GROUP
     first = jnp.where(begin < end, begin, n).min() // GROUP * GROUP
     first = jnp.minimum(first, n - part)
-    divided = setting.recall is None and setting.most * GROUP <= part
+    divided = setting.approximate_recall is None and setting.most * GROUP <= part
     short = divided & (jnp.where(begin < end, end, 0).max() <= first + part)
     first = jnp.where(short, first, 0)
 
@@ -232,7 +232,7 @@ def _candidates(few, features, asked, begin, end, setting) -> tuple[jax.Array, j
             return jnp.dot(rows, getattr(asked, kind).T, precision=FULL_PRECISION)
 
         values = lax.cond(few, partial(product, "few"), partial(product, "all"))
-        if setting.recall is not None:
+        if setting.approximate_recall is not None:
             return _approximate(values, begin, end, setting)
         return _least_bounds(values, begin - first, end - first, setting.most)
 
@@ -274,7 +274,7 @@ def _approximate(values, begin, end, setting) -> tuple[jax.Array, jax.Array]:
     most, row = min(setting.most, n), jnp.arange(n)
     allowed = (row >= begin[:, None]) & (row < end[:, None])
     best, rows = lax.approx_max_k(
-        jnp.where(allowed, -values.T, -jnp.inf), most, recall_target=setting.recall
+        jnp.where(allowed, -values.T, -jnp.inf), most, recall_target=setting.approximate_recall
     )
     rows = jnp.sort(jnp.where(best > -jnp.inf, rows, n), axis=1)
     return rows, jnp.full(c, jnp.inf)
