@@ -318,6 +318,7 @@ OUT_OF_RANGE = {
     "vicreg": {"invariance": -1.0, "variance": -1.0, "covariance": float("inf")},
     "barlow_twins": {"off_diagonal": -1.0},
     "emp_ssl": {"epsilon": 0.0, "agreement": -1.0},
+    "w_mse": {"epsilon": 0.0},
     "swav": {"temperature": 0.0, "epsilon": 0.0, "iterations": 0, "codes": 0},
     "propos": {"k": 1, "scattering": -1.0, "temperature": 0.0, "sigma": -1.0, "warmup_steps": -1},
     "dec": {"k": 1},
