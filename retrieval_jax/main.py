@@ -2,14 +2,16 @@
 
     retrieval-jax run --config=CONFIG --workdir=DIR [--config.key=value …]
     retrieval-jax report DIR
-    retrieval-jax compare DIR DIR … [--output DIR]
+    retrieval-jax compare DIR DIR … [--curve KEY] [--output DIR]
+    retrieval-jax sweep FILE --workdir=DIR
 
 run      does an experiment and leaves everything in DIR, a directory or gs://BUCKET/DIRECTORY. The
          same command resumes it after an interruption; SIGTERM saves and exits with code 75.
          CONFIG is a Python file with `get_config()`, or the name of one that comes along, such as
          quickstart:hint. `retrieval-jax run --help` lists every key.
 report   makes the figures and the page of a finished run again.
-compare  sets finished runs side by side.
+compare  sets finished runs side by side; runs that differ in their seed share a column.
+sweep    runs the configs of FILE with all its overrides and seeds.
 
 Bad input ends with one sentence on standard error and exit code 2.
 """
@@ -116,8 +118,13 @@ def main(arguments: list[str]) -> int:
         from retrieval_jax.report.compare import main as compare
 
         return compare(rest)
+    if name == "sweep":
+        from retrieval_jax.sweep import main as sweep
+
+        return sweep(rest)
     print(
-        f"error: there is no command {printable(name)!r}; the commands are run, report and compare",
+        f"error: there is no command {printable(name)!r}; "
+        "the commands are run, report, compare and sweep",
         file=sys.stderr,
     )
     return 2
@@ -125,7 +132,7 @@ def main(arguments: list[str]) -> int:
 
 def command() -> None:
     """The console script."""
-    if sys.argv[1:2] not in (["report"], ["compare"]):
+    if sys.argv[1:2] not in (["report"], ["compare"], ["sweep"]):
         with_huge_pages()
     code = main(sys.argv[1:])
     if code == 2:

@@ -19,7 +19,7 @@ LAYERS = [
     {"objectives", "sharded", "sklearn", "report"},
     {"embedder", "evaluation", "baselines", "probes"},
     {"training"},
-    {"experiment"},
+    {"experiment", "sweep"},
     {"pipeline"},
     {"config", "build"},
     {"main", "__main__"},

@@ -22,6 +22,10 @@ from retrieval_jax.runtime.records import RecordError, plain, typed
 FORMAT = 2
 
 
+class Unfinished(UserError):
+    """A run has left no results yet."""
+
+
 class Score(NamedTuple):
     """A score, and what it would be by chance where that is defined."""
 
@@ -238,8 +242,9 @@ def read(workdir: epath.PathLike) -> Results:
     """Reads the results of a finished run, of this format or the one before.
 
     Raises:
-      UserError: there is no such directory or file, or it isn't a whole results file of a
-        format that this version knows.
+      Unfinished: the directory has no such file.
+      UserError: there is no such directory, or it isn't a whole results file of a format that this
+        version knows.
     """
     workdir = epath.Path(workdir)
     file = workdir / "results.json"
@@ -253,7 +258,7 @@ def read(workdir: epath.PathLike) -> Results:
             )
         content = json.loads(read_bytes(file))
     except FileNotFoundError:
-        raise UserError(f"{shown} is missing: the run there has not finished.") from None
+        raise Unfinished(f"{shown} is missing: the run there has not finished.") from None
     except OSError as error:
         raise UserError(f"{shown} can't be read: {reason(error)}.") from None
     except (ValueError, RecursionError):

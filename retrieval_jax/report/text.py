@@ -83,7 +83,13 @@ def _of_retrieval(group: str, scores: RetrievalScores | None) -> list[Named]:
         )
         for cut, score in cuts.items()
     }
-    measures |= {"MAP@R": scores.map_at_r, "mAP": scores.map, "kNN accuracy": scores.knn_accuracy}
+    measures |= {
+        "MAP@R": scores.map_at_r,
+        "mAP": scores.map,
+        "kNN accuracy": scores.knn_accuracy,
+        "weighted kNN accuracy": scores.weighted_knn_accuracy,
+        "linear probe accuracy": scores.linear_accuracy,
+    }
     return [Named(group, name, score, True) for name, score in measures.items() if score]
 
 

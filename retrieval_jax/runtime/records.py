@@ -5,7 +5,7 @@ A field that is None is a key that is absent.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, get_args, get_type_hints
 
 
@@ -23,6 +23,20 @@ def plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: plain(item) for key, item in value.items()}
     return [plain(item) for item in value] if isinstance(value, (tuple, list)) else value
+
+
+def leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """What nested dictionaries hold, by the keys that lead there with dots between.
+
+    Example:
+      >>> dict(leaves({"a": {"b": 1}, "c": [2]}))
+      {'a.b': 1, 'c': [2]}
+    """
+    if isinstance(tree, dict):
+        for key, value in tree.items():
+            yield from leaves(value, f"{prefix}.{key}" if prefix else key)
+    else:
+        yield prefix, tree
 
 
 class RecordError(ValueError):

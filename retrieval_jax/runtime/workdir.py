@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
-from typing import Any
 
 from etils import epath
 
 from retrieval_jax.runtime.errors import UserError, reason
 from retrieval_jax.runtime.files import is_remote, make_directory, reaching, read_bytes, write_json
+from retrieval_jax.runtime.records import leaves
 
 _MISSING = "nothing"
 
@@ -71,7 +70,7 @@ def differences(there: dict, here: dict) -> str:
       >>> differences({"a": {"b": 1}, "c": 2}, {"a": {"b": 3}, "c": 2})
       'a.b is 1 there and 3 here'
     """
-    held, asked = dict(_leaves(there)), dict(_leaves(here))
+    held, asked = dict(leaves(there)), dict(leaves(here))
     found = [
         f"{key} is {held.get(key, _MISSING)!r} there and {asked.get(key, _MISSING)!r} here"
         for key in sorted(held.keys() | asked.keys())
@@ -79,11 +78,3 @@ def differences(there: dict, here: dict) -> str:
     ]
     more = f" and {len(found) - 3} more" if len(found) > 3 else ""
     return "; ".join(found[:3]) + more
-
-
-def _leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(tree, dict):
-        for key, value in tree.items():
-            yield from _leaves(value, f"{prefix}.{key}" if prefix else key)
-    else:
-        yield prefix, tree
