@@ -131,16 +131,14 @@ def kind_of(head: bytes) -> str:
 
 
 def kind_of_file(path: Path) -> str:
-    """The kind of a file that may be anything, with "no regular file" for pipes and broken links.
-
-    Raises:
-      OSError: it can't be read.
-    """
+    """The kind of a file that may be anything: "unreadable", or a pipe, "no regular file"."""
     try:
         with _open_regular(path) as file:
             return kind_of(file.read(_HEAD))
     except DecodeError:
         return "no regular file"
+    except OSError:
+        return "unreadable"
 
 
 def is_image(kind: str) -> bool:
@@ -264,8 +262,8 @@ def _refuse_dim_colour(image: Image.Image) -> None:
     deep = any(";16" in str(tile.args) for tile in getattr(image, "tile", ()))
     if not deep or image.mode not in ("LA", "RGB", "RGBA"):
         return
-    bands = image.split()[: 1 if image.mode == "LA" else 3]
-    if 0 < max(band.getextrema()[1] for band in bands) < 16:
+    bands = np.asarray(image)[..., : 1 if image.mode == "LA" else 3]
+    if 0 < bands.max() < 16:
         raise DecodeError("12-bit values in 16-bit colour: save it with 8 bits per channel")
 
 

@@ -179,6 +179,7 @@ def write_page(
     """
     parts = [
         _head(results),
+        _note("To know when reading the scores", results.notes),
         _note("Left out", results.left_out),
         _note("Against the baselines", verdict(results)),
         _scores(results),

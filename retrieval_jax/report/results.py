@@ -164,6 +164,7 @@ class Results(NamedTuple):
       left_out: a sentence for each thing that data or config leave no room for.
       provenance: where all of it comes from.
       baselines: name → the same scores of an embedding that nobody trained.
+      notes: a sentence for each thing that changes what a score means, or that the data lacks.
     """
 
     name: str
@@ -173,6 +174,7 @@ class Results(NamedTuple):
     left_out: tuple[str, ...]
     provenance: Provenance
     baselines: dict[str, Scores] = {}
+    notes: tuple[str, ...] = ()
 
 
 class Mean(NamedTuple):
