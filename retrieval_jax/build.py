@@ -113,6 +113,8 @@ def load_images(c: ConfigDict) -> ImageSet:
             channels=c.data.channels,
             max_skipped=c.data.max_skipped,
             streaming=c.data.streaming,
+            class_depth=c.data.class_depth,
+            labels=c.data.labels,
         )
     return from_npz(c.data.file)
 

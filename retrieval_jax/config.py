@@ -56,6 +56,8 @@ def default() -> ConfigDict:
     data.name = "cifar10"  # tfds: the data set's name
     data.directory = ""  # tfds: its data directory, "" for TFDS' own; folder: the images'
     data.file = ""  # npz: the file, here or on gs://
+    data.class_depth = 0  # folder: n: the n-th folder on the way to an image is its class; 0: auto
+    data.labels = ""  # folder: a CSV file of the columns path and label; "": the folders say it
     data.image_size = (32, 32)  # folder: height and width that images are resized to
     data.channels = 3  # folder: 3 for colour, 1 for grey
     data.max_skipped = 100  # folder: unreadable images to tolerate before the run stops
@@ -233,7 +235,7 @@ def check(c: ConfigDict) -> None:
       UserError: names the key, its value and what it accepts.
     """
     _one_of("data.source", c.data.source, ("digits", "tfds", "folder", "npz"))
-    for key in ("directory", "file"):
+    for key in ("directory", "file", "labels"):
         if "://" in c.data[key].removeprefix("gs://"):
             raise UserError(f"data.{key} must be on this machine or on gs://, got {c.data[key]!r}")
     _one_of("training.precision", c.training.precision, ("float32", "tf32", "bfloat16"))
@@ -246,6 +248,7 @@ def check(c: ConfigDict) -> None:
     for key, bound in (
         ("data.queries", 1),
         ("data.channels", 1),
+        ("data.class_depth", 0),
         ("data.max_skipped", 0),
         ("data.labels_per_class", 0),
         ("training.labelled_per_batch", 0),

@@ -170,7 +170,7 @@ def _run(arguments: list[str]) -> int:
                 )
                 print(f"report: {workdir / 'report.html'}")
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return 2
     except Interrupted:
         print(MESSAGE, file=sys.stderr)

@@ -18,6 +18,7 @@ from etils import epath
 from tqdm import tqdm
 
 from retrieval_jax import baselines, embedder, evaluation, probes
+from retrieval_jax.caveats import caveats
 from retrieval_jax.data.images import ImageSet, LazyImages, names_of, view
 from retrieval_jax.data.split import Split, split
 from retrieval_jax.experiment import Experiment, claim_config, claim_data, same, same_baselines
@@ -52,6 +53,7 @@ from retrieval_jax.training.logs import MetricLog
 from retrieval_jax.training.loop import Profile, Trained, train
 from retrieval_jax.training.step import create_state
 
+_TOLD = 10  # skipped files
 STAGES = ("data", "train", "embed", "cluster", "rank", "score", "map", "baselines", "report")
 
 
@@ -100,7 +102,8 @@ def run(
         with stage("data"):
             data, parts, recipe = load(experiment)
             claim_data(workdir, data)
-            say(f"  {data.description}")
+            for line in [data.description, *data.notes, *_skipped(data)]:
+                say(f"  {line}")
         before = hosts.from_first(plain(finished(workdir)) if hosts.is_first() else None)
         previous = None if before is None else typed(Results, before)
         if previous and same(previous.provenance.config, experiment.record):
@@ -139,6 +142,9 @@ def run(
             )
         with stage("score"):
             scores = score(experiment, data, parts, embeddings, clusters, neighbours)
+            notes = caveats(scores, embeddings.gallery, data, parts)
+            for line in notes:
+                say(f"  {line}")
         points, placed = experiment.tsne_points, None
         with stage("map"):
             if points > 0:
@@ -166,6 +172,7 @@ def run(
             ),
             provenance=_provenance(experiment, data, parts, arguments),
             baselines=scored,
+            notes=(*data.notes, *notes),
         )
         with stage("report"):
             reconstructions = reconstruct_examples(experiment, recipe, variables, data, parts)
@@ -429,6 +436,13 @@ def _provenance(
         data=describe_data(data, parts),
         peak_memory_mb=provenance.peak_memory_mb(),
     )
+
+
+def _skipped(data: ImageSet) -> list[str]:
+    """What of the skipped files is told at once."""
+    told = [f"skipped: {line}" for line in data.skipped[:_TOLD]]
+    more = len(data.skipped) - _TOLD
+    return [*told, f"skipped: {more:,} more, which the report lists"] if more > 0 else told
 
 
 def _images(data: ImageSet, parts: Split) -> LazyImages:

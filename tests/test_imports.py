@@ -17,7 +17,7 @@ LAYERS = [
     {"numerics", "runtime"},
     {"data", "models", "kmeans", "metrics", "ranking"},
     {"objectives", "sharded", "sklearn", "report"},
-    {"embedder", "evaluation", "baselines", "probes"},
+    {"embedder", "evaluation", "baselines", "probes", "caveats"},
     {"training"},
     {"experiment", "sweep"},
     {"pipeline"},

@@ -31,6 +31,7 @@ _MEASURES = (
 # Keys that decide no score.
 _NO_MATTER = ("name", "seed", "compilation_cache", "distributed")
 _MOST_DIFFERENCES = 12
+_LONGEST_HEAD = 80  # columns; a name has no bound
 
 
 class Run(NamedTuple):
@@ -114,7 +115,7 @@ def group(runs: Sequence[Run]) -> list[Group]:
     def alike(heads: list[str]) -> bool:
         return not all(heads) or len(set(heads)) < len(heads)
 
-    heads = [members[0].results.name for _, members, _ in found]
+    heads = [shorten(members[0].results.name, _LONGEST_HEAD) for _, members, _ in found]
     if alike(heads):
         varied = _varied([config for *_, config in found])
         heads = [
@@ -216,11 +217,13 @@ def _deciding(results: Results) -> dict[str, Any]:
 def _varied(configs: Sequence[dict[str, Any]]) -> list[str]:
     """The keys that have not the same value everywhere, in the order of the configs."""
     keys = dict.fromkeys(key for config in configs for key in config)
-    return [key for key in keys if len({_word(config.get(key)) for config in configs}) > 1]
+    return [key for key in keys if len({json.dumps(c.get(key)) for c in configs}) > 1]
 
 
 def _word(value: Any) -> str:
-    return MISSING if value is None else json.dumps(value, ensure_ascii=False).strip('"')
+    if value is None:
+        return MISSING
+    return shorten(json.dumps(value, ensure_ascii=False).strip('"'), _LONGEST_HEAD)
 
 
 def _values(scores: Scores) -> dict[Key, float]:

@@ -6,7 +6,7 @@ and None a key that is absent. What needs labels is absent where the images have
 
 from __future__ import annotations
 
-import json
+import re
 import statistics
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -16,7 +16,7 @@ from etils import epath
 from retrieval_jax.data.images import ImageSet
 from retrieval_jax.data.split import Split
 from retrieval_jax.runtime.errors import UserError, printable, reason
-from retrieval_jax.runtime.files import reaching, read_bytes, write_json
+from retrieval_jax.runtime.files import reaching, read_json, write_json
 from retrieval_jax.runtime.records import RecordError, plain, typed
 
 FORMAT = 2
@@ -164,6 +164,7 @@ class Results(NamedTuple):
       left_out: a sentence for each thing that data or config leave no room for.
       provenance: where all of it comes from.
       baselines: name → the same scores of an embedding that nobody trained.
+      notes: a sentence for each thing that changes what a score means, or that the data lacks.
     """
 
     name: str
@@ -173,6 +174,7 @@ class Results(NamedTuple):
     left_out: tuple[str, ...]
     provenance: Provenance
     baselines: dict[str, Scores] = {}
+    notes: tuple[str, ...] = ()
 
 
 class Mean(NamedTuple):
@@ -256,28 +258,43 @@ def read(workdir: epath.PathLike) -> Results:
             raise UserError(
                 f"{printable(str(workdir))} is not a directory: name the workdir of a finished run."
             )
-        content = json.loads(read_bytes(file))
+        content = read_json(file)
     except FileNotFoundError:
         raise Unfinished(f"{shown} is missing: the run there has not finished.") from None
     except OSError as error:
         raise UserError(f"{shown} can't be read: {reason(error)}.") from None
-    except (ValueError, RecursionError):
+    except ValueError:
         raise UserError(f"{shown} is broken, it is not JSON: repeat the run's report.") from None
     if not isinstance(content, dict) or "format" not in content:
         raise UserError(f"{shown} is not the results file of a run of this project.")
     try:
         if content["format"] == FORMAT:
-            return typed(Results, content)
+            return _sound(typed(Results, content))
         if content["format"] == 1:
             from retrieval_jax.report.format1 import Results1, from_format_1  # of these types
 
-            return from_format_1(typed(Results1, content))
+            return _sound(from_format_1(typed(Results1, content)))
     except RecordError as error:
         raise UserError(f"{shown} is broken: {printable(str(error))}.") from None
     raise UserError(
         f"{shown} has format {printable(repr(content['format']))[:40]}; this version of the "
         f"project reads formats 1 and {FORMAT}."
     )
+
+
+def _sound(results: Results) -> Results:
+    """Refuses what has the right types and can't be: no cluster, cutoffs that are no numbers."""
+    for scores in (results.scores, *results.baselines.values()):
+        if not scores.clustering.sizes:
+            raise RecordError("clustering.sizes is empty")
+        retrieval = scores.retrieval
+        cuts = set(retrieval.kept)
+        for found in filter(None, (retrieval.cluster, retrieval.exhaustive)):
+            cuts |= {*found.precision_at, *found.recall_at, *found.map_at}
+        for cut in cuts:
+            if not re.fullmatch("[0-9]{1,9}", cut):
+                raise RecordError(f"the cutoff {cut[:40]!r} is no number of neighbours")
+    return results
 
 
 def finished(workdir: epath.Path) -> Results | None:

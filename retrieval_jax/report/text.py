@@ -161,7 +161,11 @@ class Parser(argparse.ArgumentParser):
 
 
 def say(text: str, stream: TextIO) -> None:
-    """Prints what the stream's encoding has, and a question mark for the rest."""
+    """Prints what the stream's encoding has, and a question mark for the rest.
+
+    Lines may hold names, hence escapes that a terminal would obey; they are printed as text.
+    """
+    text = "\n".join(map(printable, text.split("\n")))
     encoding = stream.encoding or "utf-8"
     try:
         print(text.encode(encoding, "replace").decode(encoding), file=stream, flush=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from retrieval_jax.runtime import hosts
 from retrieval_jax.runtime.errors import UserError, printable, reason
-from retrieval_jax.runtime.files import as_path, read_bytes, replacing, write_json
+from retrieval_jax.runtime.files import as_path, read_bytes, read_json, replacing, write_json
 from retrieval_jax.runtime.progress import say
 
 TENSORS, DESCRIPTION = "model.safetensors", "model.json"
@@ -94,7 +93,7 @@ def read_description(directory: epath.Path) -> dict[str, Any]:
     """
     path = directory / DESCRIPTION
     try:
-        found = json.loads(read_bytes(path))
+        found = read_json(path)
         shape, encoder = found["image_shape"], found["encoder"]
         sound = (
             found["format"] == 1
@@ -108,7 +107,7 @@ def read_description(directory: epath.Path) -> dict[str, Any]:
         raise UserError(
             f"{printable(str(path))} is missing; name the workdir of a finished run"
         ) from None
-    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, LookupError, TypeError) as error:
         raise UserError(
             f"{printable(str(path))} can't be read ({reason(error)}); finish the run again"
         ) from error

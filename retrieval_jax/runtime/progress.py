@@ -7,12 +7,14 @@ import time
 
 from tqdm import tqdm
 
+from retrieval_jax.runtime.errors import printable
+
 _SECONDS_BETWEEN_LINES = 60
 
 
 def say(line: str) -> None:
-    """Prints a line immediately, above any bar."""
-    tqdm.write(line)
+    """Prints a line immediately, above any bar; names in it may hold escapes for a terminal."""
+    tqdm.write(printable(line))
     sys.stdout.flush()
 
 

@@ -86,6 +86,8 @@ def typed(kind: Any, value: Any, where: str = "") -> Any:
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         _check(abs(value) < 1e300, where, float)  # or Python can't convert it
         value = float(value)
+    if kind is int and isinstance(value, int):
+        _check(abs(value) < 2**63, where, kind)
     _check(isinstance(value, kind) and (kind is bool or not isinstance(value, bool)), where, kind)
     return value
 
