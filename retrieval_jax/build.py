@@ -61,7 +61,7 @@ def experiment(c: ConfigDict) -> Experiment:
         seed=c.seed,
         record=config.record(c),
         load_images=partial(load_images, c),
-        queries=c.data.queries,
+        queries=lambda count: round(c.data.query_fraction * count) or c.data.queries,
         validation_fraction=c.data.validation_fraction,
         streaming=c.data.streaming,
         recipe=lambda *sizes: recipe(c, Sizes(*sizes)),

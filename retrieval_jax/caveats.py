@@ -24,6 +24,8 @@ def caveats(scores: Scores, gallery: np.ndarray, data: ImageSet, parts: Split) -
     digest = data.digests if isinstance(data.images, LazyImages) else digests(data.images)
     if digest is not None:
         found += copies(digest[parts.gallery], digest[parts.queries])
+    if data.labels is not None:
+        found += unasked(data.labels[parts.gallery], data.labels[parts.queries], data.class_names)
     if data.labels is not None and scores.retrieval.exhaustive is not None:
         found += ceilings(
             [int(cut) for cut in scores.retrieval.exhaustive.precision_at],
@@ -74,6 +76,28 @@ def copies(gallery: np.ndarray, queries: np.ndarray) -> list[str]:
         what = "is an exact copy" if again == 1 else "are exact copies"
         found.append(f"{again:,} of the {len(gallery):,} gallery images {what} of another.")
     return found
+
+
+def unasked(gallery: np.ndarray, queries: np.ndarray, class_names: Sequence[str]) -> list[str]:
+    """Classes that have gallery images, by labels int [n] and [q], but no query.
+
+    Example:
+      >>> unasked(np.array([0, 0, 1]), np.array([0]), ["cat", "dog"])
+      ['1 of the 2 classes has no query, and no part in the scores of retrieval: dog (1 image).']
+    """
+    counts = np.bincount(gallery, minlength=len(class_names))
+    missing = np.setdiff1d(np.flatnonzero(counts), queries)
+    if not len(missing):
+        return []
+    named = [
+        f"{class_names[i]} ({counts[i]:,} {'image' if counts[i] == 1 else 'images'})"
+        for i in missing[:3]
+    ]
+    verb = "has" if len(missing) == 1 else "have"
+    return [
+        f"{len(missing):,} of the {np.count_nonzero(counts):,} classes {verb} no query, and no "
+        f"part in the scores of retrieval: {', '.join(named)}{', …' if len(missing) > 3 else ''}."
+    ]
 
 
 def ceilings(

@@ -63,6 +63,7 @@ def default() -> ConfigDict:
     data.max_skipped = 100  # folder: unreadable images to tolerate before the run stops
     data.streaming = False  # read images when they are needed, not all of them into memory first
     data.queries = 90  # images set aside as queries, stratified by class
+    data.query_fraction = 0.0  # share of all images that are queries; 0: data.queries of them
     data.validation_fraction = 0.2  # share of the gallery for the validation losses
     # All others are hidden from training and its validation; the scores at the end use all.
     data.labels_per_class = 0  # labels of the fit images that training may use; 0: by the fraction
@@ -273,7 +274,7 @@ def check(c: ConfigDict) -> None:
         _at_least(key, _value(c, key), bound)
     if not 0 <= c.seed < 2**32:
         raise UserError(f"seed must be at least 0 and below 2^32, got {c.seed}")
-    for key in ("data.validation_fraction", "training.ema_decay"):
+    for key in ("data.query_fraction", "data.validation_fraction", "training.ema_decay"):
         if not 0 <= _value(c, key) < 1:
             raise UserError(f"{key} must be at least 0 and below 1, got {_value(c, key)}")
     if not 0 < c.data.label_fraction <= 1:

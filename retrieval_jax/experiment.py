@@ -42,7 +42,7 @@ class Experiment(NamedTuple):
     seed: int
     record: dict[str, Any]  # the configuration as JSON holds it
     load_images: Callable[[], ImageSet]
-    queries: int
+    queries: Callable[[int], int]  # of the number of images
     validation_fraction: float
     streaming: bool
     recipe: Callable[[tuple[int, int, int], int, int], Recipe]  # of (image shape, classes, fit)

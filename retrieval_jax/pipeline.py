@@ -42,6 +42,7 @@ from retrieval_jax.runtime import hosts, provenance
 from retrieval_jax.runtime.errors import Interrupted, UserError
 from retrieval_jax.runtime.files import checksum, in_one_sentence, write_arrays, write_json
 from retrieval_jax.runtime.interruption import Interruption
+from retrieval_jax.runtime.memory import require
 from retrieval_jax.runtime.model_file import save_model, started_from
 from retrieval_jax.runtime.progress import say
 from retrieval_jax.runtime.records import plain, typed
@@ -208,7 +209,7 @@ def load(experiment: Experiment) -> tuple[ImageSet, Split, Recipe]:
     parts = split(
         data.labels,
         len(data.images),
-        experiment.queries,
+        experiment.queries(len(data.images)),
         experiment.seed,
         experiment.validation_fraction,
     )
@@ -217,6 +218,12 @@ def load(experiment: Experiment) -> tuple[ImageSet, Split, Recipe]:
             f"clustering.k is {experiment.clustering.k} but the gallery has {len(parts.gallery)} "
             "images; lower it"
         )
+    listed = len(parts.queries) * min(experiment.neighbours, len(parts.gallery))
+    require(
+        4 * 8 * listed,  # indices and distances of both searches, and as much while they are made
+        f"{listed:,} neighbours of {len(parts.queries):,} queries",
+        "lower retrieval.neighbours or data.queries",
+    )
     classes = 0 if data.labels is None else len(data.class_names)
     return data, parts, experiment.recipe(data.images.shape[1:], classes, len(parts.fit))
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from retrieval_jax.caveats import caveats, ceilings, copies, empty_clusters
+from retrieval_jax.caveats import caveats, ceilings, copies, empty_clusters, unasked
 from retrieval_jax.data.images import ImageSet
 from retrieval_jax.data.split import Split
 from retrieval_jax.report.results import Clustering, Retrieval, RetrievalScores, Score, Scores
@@ -45,6 +45,15 @@ def test_a_ceiling_is_what_the_best_ranking_has():
         f"precision@5 is {best:.4f} at best: 2 of the 4 queries have fewer than 5 gallery images "
         "of their class (cow has 1)."
     )
+
+
+def test_classes_without_a_query_are_named():
+    names = ["ant", "bee", "cow", "dog", "eel"]
+    gallery = np.array([0, 0, 0, 1, 2, 2, 3, 4])
+    assert unasked(gallery, np.arange(5), names) == []
+    (said,) = unasked(gallery, np.array([0]), names)
+    assert said.startswith("4 of the 5 classes have no query") and "cow (2 images)" in said
+    assert said.endswith("dog (1 image), ….")
 
 
 def test_a_run_has_them_all_and_a_sound_one_none():

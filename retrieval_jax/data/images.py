@@ -93,7 +93,8 @@ def digests(images: np.ndarray) -> np.ndarray:
       (True, False)
     """
     found = [
-        hashlib.blake2b(np.ascontiguousarray(image), digest_size=8).digest() for image in images
+        hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=8).digest()
+        for image in images
     ]
     return np.frombuffer(b"".join(found), np.uint64)
 
