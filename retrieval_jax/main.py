@@ -40,6 +40,12 @@ def parse(arguments: list[str]) -> tuple[ConfigDict, epath.Path]:
     Raises:
       UserError: a sentence on what is wrong with the command line or the config file.
     """
+    for argument in arguments:
+        if any(c < " " or "\ud800" <= c < "\ue000" for c in argument):  # surrogates: no UTF-8
+            raise UserError(
+                f"the argument {printable(argument)!r} holds control characters or is no UTF-8; "
+                "rename what it names"
+            )
     values = flags.FlagValues()
     line = ["main", *map(_with_shipped_config, arguments)]
     config_flags.DEFINE_config_file(

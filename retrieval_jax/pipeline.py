@@ -218,7 +218,7 @@ def load(experiment: Experiment) -> tuple[ImageSet, Split, Recipe]:
             f"clustering.k is {experiment.clustering.k} but the gallery has {len(parts.gallery)} "
             "images; lower it"
         )
-    listed = len(parts.queries) * min(experiment.neighbours, len(parts.gallery))
+    listed = len(parts.queries) * experiment.neighbours
     require(
         4 * 8 * listed,  # indices and distances of both searches, and as much while they are made
         f"{listed:,} neighbours of {len(parts.queries):,} queries",

@@ -145,16 +145,22 @@ def make_directory(path: epath.Path) -> None:
 
 
 def as_path(text: str) -> epath.Path:
-    """The path that a command line names.
+    """The path that a command line names; `~` is the home directory.
 
     Raises:
-      UserError: it is neither a directory nor on gs://.
+      UserError: it is neither a directory nor on gs://, or empty.
+
+    Example:
+      >>> as_path("runs/hint").as_posix()
+      'runs/hint'
     """
-    path = epath.Path(text)
-    # etils takes the directories /gs, /s3 and the like for object stores.
-    if is_remote(path) != is_remote(text) or (is_remote(text) and not text.startswith("gs://")):
-        raise UserError(f"{text!r} can't be used; give a directory or gs://BUCKET/DIRECTORY")
-    return path
+    remote = text.startswith("gs://") and text != "gs://"
+    # etils takes the directories /gs, /s3 and the like for object stores, and fails at others.
+    if text and "\0" not in text and (remote or "://" not in text):
+        path = epath.Path(text if remote else os.path.expanduser(text))
+        if is_remote(path) == remote:
+            return path
+    raise UserError(f"{printable(text)!r} can't be used; give a directory or gs://BUCKET/DIRECTORY")
 
 
 def is_remote(path: epath.PathLike) -> bool:
