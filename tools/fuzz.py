@@ -233,6 +233,7 @@ def _sound_set(directory: Path) -> Path:
         return version
     import numpy as np
     import tensorflow_datasets as tfds
+    from PIL import Image
 
     tempfile.tempdir = str(directory)  # where TFDS leaves folders behind
     pixels = np.random.default_rng(0).integers(0, 256, (20, 4, 3, 3), np.uint8)
@@ -255,7 +256,10 @@ def _sound_set(directory: Path) -> Path:
 
             def _generate_examples(self) -> Iterator[Any]:
                 for i, image in enumerate(pixels):
-                    yield i, {"image": image, "label": i % 2}
+                    file = io.BytesIO()  # an array would take TensorFlow to encode
+                    Image.fromarray(image).save(file, "PNG")
+                    file.seek(0)
+                    yield i, {"image": file, "label": i % 2}
 
     config = tfds.download.DownloadConfig(try_download_gcs=False)
     builder = Shapes(data_dir=directory / "sound")
