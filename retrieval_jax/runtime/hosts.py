@@ -61,7 +61,8 @@ def meeting(coordinator: str, processes: int, process: int, timeout: int) -> Ite
     """
     leaving = threading.Event()
     followers = [
-        threading.Thread(target=follow, args=(leaving,), daemon=True) for follow in (_obey, _watch)
+        threading.Thread(target=_obey, args=(leaving, process), daemon=True),
+        threading.Thread(target=_watch, args=(leaving,), daemon=True),
     ]
     if not (coordinator or _in_cluster()) or not _meet(
         coordinator, processes, process, timeout, followers
@@ -176,12 +177,12 @@ def _meet(
             raise
         if coordinator:
             _compare_starts(processes, process, timeout)
-        for follower in followers:
-            follower.start()
+        followers[0].start()
         # Connect now, while all are here: later one may be ahead of another by more than the 30 s
         # that Gloo waits. The second call connects the groups of `broadcast_one_to_all`.
         jax.pmap(lambda x: jax.lax.psum(x, "i"), "i")(np.zeros(jax.local_device_count()))
         multihost_utils.broadcast_one_to_all(np.int32(0))
+        followers[1].start()
     except UserError:
         raise
     except Exception as error:  # from JAX, the network or a cluster's own service
@@ -221,7 +222,7 @@ def _client() -> Any:
     return multihost.get_jax_distributed_client()
 
 
-def _obey(leaving: threading.Event) -> None:
+def _obey(leaving: threading.Event, process: int) -> None:
     """Ends this process when another one fails: collectives would wait for it forever."""
     client = _client()
     with contextlib.suppress(Exception):  # process 0, which holds the key, is gone
@@ -229,7 +230,8 @@ def _obey(leaving: threading.Event) -> None:
         if not leaving.is_set():
             code, _, sentence = reason.partition(" ")
             print(f"error: {sentence}", file=sys.stderr, flush=True)
-            _leave(int(code))
+            # JAX, which is asked only where nobody said, may still be connecting.
+            _leave(int(code), process == 0 if process >= 0 else is_first())
 
 
 def _watch(leaving: threading.Event) -> None:
@@ -264,13 +266,13 @@ def _stop_all(error: BaseException) -> NoReturn:
         traceback.print_exception(error)
     with contextlib.suppress(Exception):  # another one failed first; all stop with its reason
         _client().key_value_set(_REASON, f"{code} {reason} (process {jax.process_index()})")
-    _leave(code)
+    _leave(code, is_first())
 
 
-def _leave(code: int) -> NoReturn:
+def _leave(code: int, first: bool) -> NoReturn:
     """Ends this process once all know why; JAX's own exit would wait for them to end normally."""
     _wait_for_all("stopped", 5)
-    if is_first():
+    if first:
         time.sleep(1)  # JAX aborts the others when this one is gone
     sys.stderr.flush()
     os._exit(code)
