@@ -29,6 +29,7 @@ bench: $(VENV)/installed
 
 chaos: $(VENV)/installed
 	$(BIN)/python -m tools.chaos
+	$(BIN)/python -m tools.faults
 
 # Real TPU executables without a TPU; libtpu has an environment to itself, or JAX would look for one.
 tpu-check: $(TPU)/installed

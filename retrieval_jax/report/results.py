@@ -273,7 +273,7 @@ def read(workdir: epath.PathLike) -> Results:
     if "checksum" in content:  # not in those of earlier versions
         try:
             content = unsealed(content)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{shown} is not to be trusted, {error}: repeat its command.") from None
     try:
         if content["format"] == FORMAT:

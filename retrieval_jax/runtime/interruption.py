@@ -74,7 +74,9 @@ class Interruption:
         self._told = self._told or multihost_utils.reached_preemption_sync_point(self._calls)
         return self._told
 
-    def _tell(self, *_: Any) -> None:
+    def _tell(self, number: int, _: Any) -> None:
+        if number == signal.SIGINT:
+            self.code = BY_KEYBOARD
         if not _is_one_of_several():  # or `asked` would be True on this process alone
             self._told, self._told_deferred = True, self._deferred
 

@@ -162,7 +162,7 @@ def _claimed(path: epath.Path) -> dict | None:
         if isinstance(content.get("origin"), str):
             return content
         raise ValueError("it has no origin")
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(
             f"{str(path)!r} does not say which run it is of ({error}): it was changed, or an "
             "earlier version wrote it; give another --workdir (`report` and `compare` still read "
@@ -181,7 +181,7 @@ def _compare(workdir: epath.Path, there: dict, content: dict) -> None:
 
 @contextmanager
 def _locked(path: epath.Path) -> Iterator[None]:
-    with (path / ".lock").open("a+") as file:
+    with open(path / ".lock", "a+", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
