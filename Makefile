@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 RUNS   := runs/quickstart
 TPU    := .venv-tpu
 
-.PHONY: run test check bench chaos tpu-check format clean
+.PHONY: run test check bench docs chaos fuzz tpu-check format clean
 
 run: $(VENV)/installed
 	$(BIN)/python -m retrieval_jax run --config=configs/quickstart.py:vanilla --workdir=$(RUNS)/vanilla
@@ -27,9 +27,20 @@ bench: $(VENV)/installed
 	$(BIN)/python -m benchmarks.retrieval $(if $(EMBEDDINGS),--embeddings $(EMBEDDINGS))
 	$(BIN)/python -m benchmarks.training
 
+# The site, in site/; what a page refers to and isn't there is an error.
+docs: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 chaos: $(VENV)/installed
 	$(BIN)/python -m tools.chaos
 	$(BIN)/python -m tools.faults
+
+# Every reader of a file, for SECONDS in all.
+SECONDS ?= 3600
+fuzz: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[fuzz]'
+	$(BIN)/python -m tools.fuzz $(SECONDS)
 
 # Real TPU executables without a TPU; libtpu has an environment to itself, or JAX would look for one.
 tpu-check: $(TPU)/installed
@@ -40,7 +51,7 @@ format: $(VENV)/installed
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) $(TPU) .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(TPU) site .fuzz .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 $(VENV)/installed: EXTRA := dev
 $(TPU)/installed: EXTRA := tpu-check

@@ -61,7 +61,7 @@ def experiment(c: ConfigDict) -> Experiment:
         seed=c.seed,
         record=config.record(c),
         load_images=partial(load_images, c),
-        queries=c.data.queries,
+        queries=lambda count: round(c.data.query_fraction * count) or c.data.queries,
         validation_fraction=c.data.validation_fraction,
         streaming=c.data.streaming,
         recipe=lambda *sizes: recipe(c, Sizes(*sizes)),
@@ -113,6 +113,8 @@ def load_images(c: ConfigDict) -> ImageSet:
             channels=c.data.channels,
             max_skipped=c.data.max_skipped,
             streaming=c.data.streaming,
+            class_depth=c.data.class_depth,
+            labels=c.data.labels,
         )
     return from_npz(c.data.file)
 

@@ -56,11 +56,14 @@ def default() -> ConfigDict:
     data.name = "cifar10"  # tfds: the data set's name
     data.directory = ""  # tfds: its data directory, "" for TFDS' own; folder: the images'
     data.file = ""  # npz: the file, here or on gs://
+    data.class_depth = 0  # folder: n: the n-th folder on the way to an image is its class; 0: auto
+    data.labels = ""  # folder: a CSV file of the columns path and label; "": the folders say it
     data.image_size = (32, 32)  # folder: height and width that images are resized to
     data.channels = 3  # folder: 3 for colour, 1 for grey
     data.max_skipped = 100  # folder: unreadable images to tolerate before the run stops
     data.streaming = False  # read images when they are needed, not all of them into memory first
     data.queries = 90  # images set aside as queries, stratified by class
+    data.query_fraction = 0.0  # share of all images that are queries; 0: data.queries of them
     data.validation_fraction = 0.2  # share of the gallery for the validation losses
     # All others are hidden from training and its validation; the scores at the end use all.
     data.labels_per_class = 0  # labels of the fit images that training may use; 0: by the fraction
@@ -233,7 +236,7 @@ def check(c: ConfigDict) -> None:
       UserError: names the key, its value and what it accepts.
     """
     _one_of("data.source", c.data.source, ("digits", "tfds", "folder", "npz"))
-    for key in ("directory", "file"):
+    for key in ("directory", "file", "labels"):
         if "://" in c.data[key].removeprefix("gs://"):
             raise UserError(f"data.{key} must be on this machine or on gs://, got {c.data[key]!r}")
     _one_of("training.precision", c.training.precision, ("float32", "tf32", "bfloat16"))
@@ -246,6 +249,7 @@ def check(c: ConfigDict) -> None:
     for key, bound in (
         ("data.queries", 1),
         ("data.channels", 1),
+        ("data.class_depth", 0),
         ("data.max_skipped", 0),
         ("data.labels_per_class", 0),
         ("training.labelled_per_batch", 0),
@@ -270,7 +274,7 @@ def check(c: ConfigDict) -> None:
         _at_least(key, _value(c, key), bound)
     if not 0 <= c.seed < 2**32:
         raise UserError(f"seed must be at least 0 and below 2^32, got {c.seed}")
-    for key in ("data.validation_fraction", "training.ema_decay"):
+    for key in ("data.query_fraction", "data.validation_fraction", "training.ema_decay"):
         if not 0 <= _value(c, key) < 1:
             raise UserError(f"{key} must be at least 0 and below 1, got {_value(c, key)}")
     if not 0 < c.data.label_fraction <= 1:

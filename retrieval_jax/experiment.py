@@ -42,7 +42,7 @@ class Experiment(NamedTuple):
     seed: int
     record: dict[str, Any]  # the configuration as JSON holds it
     load_images: Callable[[], ImageSet]
-    queries: int
+    queries: Callable[[int], int]  # of the number of images
     validation_fraction: float
     streaming: bool
     recipe: Callable[[tuple[int, int, int], int, int], Recipe]  # of (image shape, classes, fit)
@@ -83,7 +83,7 @@ def _decisive(record: dict[str, Any]) -> dict[str, Any]:
     """What of a configuration decides the training: a workdir has one such."""
     kept_keys = {k: v for k, v in record.items() if k not in (*_LATER, *_NEVER)}
     data, training = dict(record["data"]), dict(record["training"])
-    for key in ("directory", "file"):  # the images are claimed by their checksum
+    for key in ("directory", "file", "labels"):  # the images are claimed by their checksum
         data.pop(key)
     for key in _OF_TRAINING:
         training.pop(key)

@@ -16,14 +16,15 @@ from ml_collections import ConfigDict, config_flags
 from retrieval_jax.runtime.errors import Interrupted, UserError, printable
 from retrieval_jax.runtime.files import as_path
 from retrieval_jax.runtime.interruption import MESSAGE, Interruption
-from retrieval_jax.runtime.progress import complain, prepare_streams, say
+from retrieval_jax.runtime.progress import complain, prepare_streams, say, show
 
 # Not the docstring, which `python -OO` leaves out.
 _USAGE = """The command `retrieval-jax`, also `python -m retrieval_jax`.
 
     retrieval-jax run --config=CONFIG --workdir=DIR [--config.key=value …]
     retrieval-jax report DIR
-    retrieval-jax compare DIR DIR … [--output DIR]
+    retrieval-jax compare DIR DIR … [--curve KEY] [--output DIR]
+    retrieval-jax sweep FILE --workdir=DIR
 
 run      does an experiment and leaves everything in DIR, a directory or gs://BUCKET/DIRECTORY. The
          same command resumes it after an interruption; SIGTERM saves and exits with code 75,
@@ -31,7 +32,8 @@ run      does an experiment and leaves everything in DIR, a directory or gs://BU
          CONFIG is a Python file with `get_config()`, or the name of one that comes along, such as
          quickstart:hint. `retrieval-jax run --help` lists every key.
 report   makes the figures and the page of a finished run again.
-compare  sets finished runs side by side.
+compare  sets finished runs side by side; runs that differ in their seed share a column.
+sweep    runs the configs of FILE with all its overrides and seeds.
 
 Bad input ends with one sentence on standard error and exit code 2.
 """
@@ -44,6 +46,12 @@ def parse(arguments: list[str]) -> tuple[ConfigDict, epath.Path]:
     Raises:
       UserError: a sentence on what is wrong with the command line or the config file.
     """
+    for argument in arguments:
+        if any(c < " " or "\ud800" <= c < "\ue000" for c in argument):  # surrogates: no UTF-8
+            raise UserError(
+                f"the argument {printable(argument)!r} holds control characters or is no UTF-8; "
+                "rename what it names"
+            )
     values = flags.FlagValues()
     line = ["main", *map(_with_shipped_config, arguments)]
     config_flags.DEFINE_config_file(
@@ -110,7 +118,7 @@ def main(arguments: list[str]) -> int:
     name = arguments[0] if arguments and not arguments[0].startswith("-") else "run"
     rest = arguments[1:] if arguments[:1] == [name] else arguments
     if arguments in ([], ["--help"], ["-h"], ["help"]):
-        say(_USAGE)
+        show(_USAGE)
         return 0
     if name == "run":
         return _run(rest)
@@ -124,15 +132,20 @@ def main(arguments: list[str]) -> int:
 
         with Interruption():
             return compare(rest)
+    if name == "sweep":
+        from retrieval_jax.sweep import main as sweep
+
+        return sweep(rest)
     complain(
-        f"error: there is no command {printable(name)!r}; the commands are run, report and compare"
+        f"error: there is no command {printable(name)!r}; "
+        "the commands are run, report, compare and sweep"
     )
     return 2
 
 
 def command() -> None:
     """The console script."""
-    if sys.argv[1:2] not in (["report"], ["compare"]):
+    if sys.argv[1:2] not in (["report"], ["compare"], ["sweep"]):
         with_huge_pages()
     prepare_streams()
     sys.unraisablehook = _without_orbax(sys.unraisablehook)
@@ -186,7 +199,7 @@ def _run(arguments: list[str]) -> int:
                 )
                 say(f"report: {workdir / 'report.html'}")
     except UserError as error:
-        complain(f"error: {error}")
+        complain(f"error: {printable(str(error))}")
         return 2
     except Interrupted:
         complain(MESSAGE)
@@ -200,9 +213,9 @@ def _print_reference(arguments: list[str]) -> None:
 
     named = any(argument.startswith("--config=") for argument in arguments)
     config = parse([*arguments, "--workdir=unused"])[0] if named else default()
-    say(_USAGE)
+    show(_USAGE)
     for key, value, text in reference(config):
-        say(f"--config.{key}={value!r}\n    {text}")
+        show(f"--config.{key}={value!r}\n    {text}")
 
 
 def _configs() -> Path:

@@ -18,6 +18,7 @@ from etils import epath
 from tqdm import tqdm
 
 from retrieval_jax import baselines, embedder, evaluation, probes
+from retrieval_jax.caveats import caveats
 from retrieval_jax.data.images import ImageSet, LazyImages, names_of, view
 from retrieval_jax.data.split import Split, split
 from retrieval_jax.experiment import (
@@ -49,6 +50,7 @@ from retrieval_jax.runtime import hosts, provenance
 from retrieval_jax.runtime.errors import Interrupted, UserError
 from retrieval_jax.runtime.files import checksum, in_one_sentence, write_arrays, write_json
 from retrieval_jax.runtime.interruption import Interruption
+from retrieval_jax.runtime.memory import require
 from retrieval_jax.runtime.model_file import save_model, started_from
 from retrieval_jax.runtime.progress import say
 from retrieval_jax.runtime.records import plain, typed
@@ -61,6 +63,7 @@ from retrieval_jax.training.logs import MetricLog
 from retrieval_jax.training.loop import Profile, Trained, train
 from retrieval_jax.training.step import create_state
 
+_TOLD = 10  # skipped files
 STAGES = ("data", "train", "embed", "cluster", "rank", "score", "map", "baselines", "report")
 
 
@@ -115,7 +118,8 @@ def run(
             data, parts, recipe = load(experiment)
             # Not before: a start that fails here leaves the workdir to the corrected command.
             origin = claimed(workdir, experiment, data)
-            say(f"  {data.description}")
+            for line in [data.description, *data.notes, *_skipped(data)]:
+                say(f"  {line}")
         before = hosts.from_first(plain(finished(workdir, origin)) if hosts.is_first() else None)
         previous = None if before is None else typed(Results, before)
         if previous and same(previous.provenance.config, experiment.record):
@@ -157,6 +161,9 @@ def run(
             )
         with stage("score"):
             scores = score(experiment, data, parts, embeddings, clusters, neighbours)
+            notes = caveats(scores, embeddings.gallery, data, parts)
+            for line in notes:
+                say(f"  {line}")
         points, placed = experiment.tsne_points, None
         with stage("map"):
             if points > 0:
@@ -185,6 +192,7 @@ def run(
             provenance=_provenance(experiment, data, parts, arguments),
             baselines=scored,
             origin=origin,
+            notes=(*data.notes, *notes),
         )
         with stage("report"):
             reconstructions = reconstruct_examples(experiment, recipe, variables, data, parts)
@@ -221,7 +229,7 @@ def load(experiment: Experiment) -> tuple[ImageSet, Split, Recipe]:
     parts = split(
         data.labels,
         len(data.images),
-        experiment.queries,
+        experiment.queries(len(data.images)),
         experiment.seed,
         experiment.validation_fraction,
     )
@@ -230,6 +238,12 @@ def load(experiment: Experiment) -> tuple[ImageSet, Split, Recipe]:
             f"clustering.k is {experiment.clustering.k} but the gallery has {len(parts.gallery)} "
             "images; lower it"
         )
+    listed = len(parts.queries) * experiment.neighbours
+    require(
+        4 * 8 * listed,  # indices and distances of both searches, and as much while they are made
+        f"{listed:,} neighbours of {len(parts.queries):,} queries",
+        "lower retrieval.neighbours or data.queries",
+    )
     classes = 0 if data.labels is None else len(data.class_names)
     return data, parts, experiment.recipe(data.images.shape[1:], classes, len(parts.fit))
 
@@ -450,6 +464,13 @@ def _provenance(
         data=describe_data(data, parts),
         peak_memory_mb=provenance.peak_memory_mb(),
     )
+
+
+def _skipped(data: ImageSet) -> list[str]:
+    """What of the skipped files is told at once."""
+    told = [f"skipped: {line}" for line in data.skipped[:_TOLD]]
+    more = len(data.skipped) - _TOLD
+    return [*told, f"skipped: {more:,} more, which the report lists"] if more > 0 else told
 
 
 def _images(data: ImageSet, parts: Split) -> LazyImages:

@@ -1,6 +1,7 @@
 """The comparison of runs: as a program, by its exit status and what it prints and writes."""
 
 import json
+import math
 import os
 import re
 import subprocess
@@ -12,7 +13,8 @@ from test_report import HOSTILE, Page, assert_inert, results, scores
 from test_report import unlabelled as unlabelled_results
 
 from retrieval_jax.report import text
-from retrieval_jax.report.compare import compare, read_run, terminal
+from retrieval_jax.report.compare import terminal
+from retrieval_jax.report.comparison import Comparison, compare, curves, group, read_run
 from retrieval_jax.report.results import Results, Score
 from retrieval_jax.report.text import GROUPS
 from retrieval_jax.runtime.errors import UserError
@@ -43,6 +45,10 @@ def vanilla() -> Results:
         scores=content.scores._replace(clustering=clustering),
         training=content.training._replace(history=history),
     )
+
+
+def compared(*runs) -> Comparison:
+    return compare(group(runs))
 
 
 def unlabelled() -> Results:
@@ -85,7 +91,7 @@ def test_prints_both_runs_in_aligned_columns(tmp_path):
     assert max(map(len, lines)) <= 120
     groups = (*GROUPS, "after the last epoch", "time")
     assert [line for line in lines if line in groups] == list(groups)
-    rows = {(row.group, row.name): row for row in compare([read_run(one), read_run(two)]).rows}
+    rows = {(row.group, row.name): row for row in compared(read_run(one), read_run(two)).rows}
     gallery, queries, whole, cluster, losses, time = groups
     # The chance levels' mean; then what the baselines have.
     assert rows[gallery, "NMI"].values == ["0.0700", "0.3971", "0.0022", "0.4071", "0.3871"]
@@ -115,7 +121,7 @@ def test_says_what_the_runs_do_not_share(tmp_path):
         read_run(save(tmp_path / str(i), content))
         for i, content in enumerate((third, first, second))
     ]
-    comparison = compare(runs)
+    comparison = compared(*runs)
     data, seeds, devices, left_out = comparison.notes
     assert "different data" in data and "my pictures: a folder of 99 images" in data
     assert "different seeds" in seeds and "my pictures, digits hint: 7; digits vanilla: 8" in seeds
@@ -126,13 +132,97 @@ def test_says_what_the_runs_do_not_share(tmp_path):
     rows = {(row.group, row.name): row.values for row in comparison.rows}
     assert rows[GROUPS[0], "NMI"] == ["-", "0.3971", "0.0700"]
     # The order doesn't depend on which run comes first.
-    others = [row[:2] for row in compare(runs[1:]).rows]
+    others = [row[:2] for row in compared(*runs[1:]).rows]
     assert [row[:2] for row in comparison.rows if row[:2] in others] == others
-    assert compare(runs[1:2]).notes == []
+    assert compared(runs[1]).notes == []
+
+
+def seeded(seed: int, nmi: float, **config) -> Results:
+    content = results()
+    gallery = content.scores.clustering.gallery._replace(nmi=Score(nmi))
+    clustering = content.scores.clustering._replace(gallery=gallery)
+    config = content.provenance.config | {"seed": seed} | config
+    return content._replace(
+        scores=content.scores._replace(clustering=clustering),
+        provenance=content.provenance._replace(seed=seed, config=config),
+    )
+
+
+def swept(tmp_path) -> list[Path]:
+    """Two configs of three and two seeds, and a repetition of one run."""
+    values = {0.1: (0.40, 0.44, 0.48), 0.5: (0.60, 0.70)}
+    contents = [
+        seeded(seed, nmi, data={"source": "digits", "label_fraction": share})
+        for share, scores in values.items()
+        for seed, nmi in enumerate(scores)
+    ]
+    contents.append(contents[0])
+    return [save(tmp_path / str(i), content) for i, content in enumerate(contents)]
+
+
+def test_runs_that_differ_in_the_seed_alone_share_a_column(tmp_path):
+    *swept_runs, again = map(read_run, swept(tmp_path))
+    groups = group(swept_runs)
+    assert [len(one.runs) for one in groups] == [3, 2]
+    assert [one.head for one in groups] == [
+        "digits hint, data.label_fraction=0.1 (n = 3)",
+        "digits hint, data.label_fraction=0.5 (n = 2)",
+    ]
+    comparison = compare(groups)
+    nmi = comparison.rows[0]
+    # By hand: the sample standard deviations of (.40, .44, .48) and of (.60, .70).
+    assert nmi.values[:2] == ["0.4400 ± 0.0400", "0.6500 ± 0.0707"] and nmi.best == {1}
+    seeds, differs = comparison.notes
+    assert "different seeds" in seeds and "(n = 3): 0, 1, 2" in seeds
+    assert differs.startswith("data.label_fraction differs (") and "(n = 2): 0.5" in differs
+    # The same config and seed again is another column: its times, not its scores, are new.
+    heads = compared(*swept_runs, again).heads
+    assert heads[:3] == [
+        str(tmp_path / "0") + " (n = 3)",
+        str(tmp_path / "3") + " (n = 2)",
+        str(tmp_path / "5"),
+    ]
+
+
+def test_a_score_against_a_key(tmp_path):
+    directories = swept(tmp_path)[:-1]
+    groups = group(list(map(read_run, directories)))
+    (points,) = curves(groups, "data.label_fraction", "NMI").values()
+    assert [(p.value, round(p.score.mean, 6), p.score.n) for p in points] == [
+        (0.1, 0.44, 3),
+        (0.5, 0.65, 2),
+    ]
+    for key, measure, named in (("no.key", "NMI", "no.key"), ("data.source", "F1", "NMI")):
+        with pytest.raises(ValueError, match=named):
+            curves(groups, key, measure)
+    other = save(tmp_path / "other", seeded(0, 0.3, model={"features": [8]}))
+    keys = ["--curve", "data.label_fraction", "--output", tmp_path / "out"]
+    done = run(*directories, other, *keys)
+    assert done.returncode == 0, done.stderr
+    assert "NMI against data.label_fraction\n" in done.stdout
+    assert re.search(r"0\.1 +0\.4400 ± 0\.0400 \(n = 3\)\n +0\.5 +0\.6500", done.stdout)
+    assert (tmp_path / "out" / "curve.png").read_bytes().startswith(b"\x89PNG")
+    done = run(*directories, "--curve", "no\x1b.key")
+    assert done.returncode == 2 and "has the key" in done.stderr and "\x1b" not in done.stderr
+
+
+def test_an_unfinished_run_is_left_out_with_a_line(tmp_path):
+    good, unfinished = save(tmp_path / "good", results()), tmp_path / "unfinished"
+    unfinished.mkdir()
+    done = run(good, unfinished)
+    assert done.returncode == 0 and "digits hint" in done.stdout
+    assert done.stderr.startswith("left out: ") and done.stderr.count("\n") == 1
+    assert "unfinished" in done.stderr
+
+
+def test_numbers_that_are_not_finite_are_told(tmp_path):
+    content = {"format": 2} | plain(seeded(0, math.nan))
+    notes = compared(read_run(save(tmp_path / "run", content))).notes
+    assert notes == ["digits hint: not finite: scores.clustering.gallery.nmi.value."]
 
 
 def test_rows_that_no_run_has_are_left_out(tmp_path):
-    comparison = compare([read_run(save(tmp_path / "a", unlabelled()))])
+    comparison = compared(read_run(save(tmp_path / "a", unlabelled())))
     rows = [row.name for row in comparison.rows]
     assert not [row for row in rows if "NMI" in row or "precision" in row]
     assert "true neighbours kept, @5" in rows and "loss, fit" in rows
@@ -142,16 +232,16 @@ def test_rows_that_no_run_has_are_left_out(tmp_path):
 def test_files_of_both_formats_side_by_side(tmp_path):
     experiments = Path(__file__).parents[1] / "experiments" / "cifar10"
     runs = [read_run(experiments / name) for name in ("vanilla", "hint")]
-    comparison = compare(runs)
+    comparison = compared(*runs)
     assert comparison.heads == ["CIFAR-10 vanilla", "CIFAR-10 hint"]
     nmi = comparison.rows[0]
     assert nmi.name == "NMI" and nmi.best == {1}
-    assert terminal(compare([*runs, read_run(save(tmp_path / "new", results()))]), 100)
+    assert terminal(compared(*runs, read_run(save(tmp_path / "new", results()))), 100)
 
 
 def test_runs_of_one_name_are_called_by_their_directories(tmp_path):
     runs = [read_run(save(tmp_path / name, results())) for name in ("seed0", "seed1")]
-    assert compare(runs).heads[:2] == [str(tmp_path / "seed0"), str(tmp_path / "seed1")]
+    assert compared(*runs).heads[:2] == [str(tmp_path / "seed0"), str(tmp_path / "seed1")]
 
 
 def test_runs_that_do_not_fit_come_below(tmp_path):
@@ -159,7 +249,7 @@ def test_runs_that_do_not_fit_come_below(tmp_path):
         save(tmp_path / str(i), results()._replace(name=f"a run whose name is long {i}"))
         for i in range(7)
     ]
-    shown = terminal(compare([read_run(directory) for directory in directories]), 100)
+    shown = terminal(compared(*map(read_run, directories)), 100)
     assert max(map(len, shown.splitlines())) <= 100
     assert len(re.findall("a run whose.*? [0-6]", shown)) == 7
     blocks = shown.count("-----\n")
@@ -171,7 +261,7 @@ def test_wide_characters_keep_the_columns_aligned(tmp_path):
     one = results()._replace(name="猫の実験")
     two = vanilla()._replace(name="e\u0301te\u0301")
     runs = [read_run(save(tmp_path / n, c)) for n, c in (("one", one), ("two", two))]
-    lines = terminal(compare(runs), 100).splitlines()
+    lines = terminal(compared(*runs), 100).splitlines()
     assert text.columns(lines[0]) == text.columns(lines[3]) == len(lines[1])
 
 
@@ -195,7 +285,8 @@ def test_writes_markdown_and_html(tmp_path):
     (link,) = [a["href"] for tag, a in page.elements if tag == "a"]
     assert link == "../../runs/o%29n%20%5Be%5D%20%C3%BC/report.html"
     markdown = (output / "comparison.md").read_text(encoding="utf-8")
-    assert f"|  | [digits vanilla]({link}) | digits hint | chance |" in markdown
+    assert "|  | digits vanilla | digits hint | chance |" in markdown
+    assert markdown.endswith(f"\nReports: [digits vanilla]({link})\n")
     assert "\n| RI | 0.8100 | 0.8682 | 0.5551 | **0.8782** | 0.8582 |\n" in markdown
     cells = {line.count("|") for line in markdown.splitlines() if line.startswith("|")}
     assert cells == {7}

@@ -1,5 +1,6 @@
 """Every shipped config builds and takes a step; every wrong one is refused by a sentence."""
 
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -7,6 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax import export
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 
 from retrieval_jax import build, config
 from retrieval_jax.build import Sizes
@@ -58,7 +62,7 @@ RECIPES = ("free_cpu", "free_cpu_long", "few_cpu", "full_cpu", "free_gpu", "few_
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_every_recipe_takes_two_steps(name):
+def test_every_recipe_takes_ten_steps(name):
     """With tiny networks and batches, on two devices that are an axis of one program."""
     c, _ = parse(arguments(CONFIGS / f"cifar10_{name}.py", "--config.training.batch_size=8"))
     c.training.labelled_per_batch = min(c.training.labelled_per_batch, 2)
@@ -101,15 +105,55 @@ def test_every_recipe_takes_two_steps(name):
         return jax.tree.map(lambda x: x[0], mapped(rows.reshape(2, -1)))
 
     compiled = devices.quick_jit(step)
-    for rows in np.arange(16, dtype=np.int32).reshape(2, 8):
-        state, metrics = compiled(state, rows)
-    assert state.step == 2 and all(np.isfinite(value) for value in metrics.values())
+    for _ in range(10):
+        state, metrics = compiled(state, rng.choice(16, 8, replace=False).astype(np.int32))
+    assert state.step == 10 and all(np.isfinite(value) for value in metrics.values())
     assert set(metrics) == {"loss", *recipe.objective}
     moved = [
         np.abs(a - b).max()
         for a, b in zip(*map(jax.tree.leaves, (state.params, before)), strict=True)
     ]
     assert max(moved) > 0 and np.isfinite(moved).all()
+
+
+@pytest.mark.parametrize("name", [name for name in RECIPES if name.endswith("gpu")])
+def test_the_whole_step_of_a_gpu_recipe_is_exported(name):
+    """For CUDA and TPU, with its own networks and batch: from shapes, nothing is computed."""
+    c, _ = parse(arguments(CONFIGS / f"cifar10_{name}.py"))
+    build.experiment(c)
+    recipe = build.recipe(c, Sizes((32, 32, 3), 10, fit=45_600))
+    key = jax.random.key(0)
+    create = partial(create_state, recipe.model, recipe.objective, recipe.optimizer)
+
+    def step(state, data, rows, seed):
+        return train_step(
+            state,
+            fit_batch(recipe, state.step, data, rows, rows),
+            model=recipe.model,
+            objective=recipe.objective,
+            optimizer=recipe.optimizer,
+            key=jax.random.key(seed),
+            axis_name=devices.AXIS,
+            decay=recipe.ema_decay,
+        )
+
+    mapped = jax.shard_map(
+        step,
+        mesh=Mesh(np.array(jax.devices()[:1]), devices.AXIS),
+        in_specs=(P(), P(), P(devices.AXIS), P()),
+        out_specs=P(),
+        check_vma=False,
+    )
+    state = jax.eval_shape(lambda: create(key, (32, 32, 3), averaged=recipe.averaged))
+    of = jax.ShapeDtypeStruct
+    data = DataSet(of((45_600, 32, 32, 3), np.uint8), of((45_600,), np.int32))
+    rows = of((c.training.batch_size,), np.int32)
+    exported = export.export(jax.jit(mapped), platforms=["cuda", "tpu"])(
+        state, data, rows, of((), np.uint32)
+    )
+    module = exported.mlir_module()
+    assert exported.platforms == ("cuda", "tpu") and "bf16" in module
+    assert f"tensor<{c.training.batch_size}xi32>" in module
 
 
 @pytest.mark.fast
@@ -318,6 +362,7 @@ OUT_OF_RANGE = {
     "vicreg": {"invariance": -1.0, "variance": -1.0, "covariance": float("inf")},
     "barlow_twins": {"off_diagonal": -1.0},
     "emp_ssl": {"epsilon": 0.0, "agreement": -1.0},
+    "w_mse": {"epsilon": 0.0},
     "swav": {"temperature": 0.0, "epsilon": 0.0, "iterations": 0, "codes": 0},
     "propos": {"k": 1, "scattering": -1.0, "temperature": 0.0, "sigma": -1.0, "warmup_steps": -1},
     "dec": {"k": 1},

@@ -74,12 +74,18 @@ def test_only_membership_of_a_class_counts_not_its_number():
         ([60, 50, 2, 2, 2, 2], 10, [3, 3, 1, 1, 1, 1]),  # so the large ones, 5.08 and 4.24, give
         ([4, 2, 2], 5, [3, 1, 1]),  # every class keeps a gallery image: shares 2.5, 1.25, 1.25
         ([2, 2, 8], 9, [1, 1, 7]),  # shares 1.5, 1.5, 6
+        ([9, 1], 3, [3, 0]),  # a single image stays in the gallery
+        ([1, 1, 6], 4, [0, 0, 4]),
+        ([2, 2, 2, 40], 3, [0, 0, 0, 3]),  # too few queries for all classes: the rare have none
+        ([6, 4, 1, 1], 1, [1, 0, 0, 0]),
     ],
 )
 def test_quotas_by_hand(sizes, queries, expected):
     labels = np.repeat(np.arange(len(sizes)), sizes)
     parts = split(labels, len(labels), queries, seed=0)
-    np.testing.assert_array_equal(np.bincount(labels[parts.queries]), expected)
+    np.testing.assert_array_equal(
+        np.bincount(labels[parts.queries], minlength=len(sizes)), expected
+    )
 
 
 @settings(deadline=None, derandomize=True, max_examples=60)
@@ -113,9 +119,8 @@ def test_validation_fraction(fraction, expected):
         (None, 0, {}, "ask for 1 to 9"),
         (None, 10, {}, "ask for 1 to 9"),
         (None, -1, {}, "ask for 1 to 9"),
-        ([0, 1, 2, 3, 4] * 2, 4, {}, "can't cover 5 classes: ask for 5 or more"),
         ([0, 1, 2, 3, 4] * 2, 6, {}, "4 gallery images for 5 classes: ask for 5 or fewer"),
-        ([0] * 9 + [1], 3, {}, "single image"),
+        ([0] * 8 + [1, 2], 8, {}, "2 gallery images for 3 classes: ask for 7 or fewer"),
         (None, 3, {"validation_fraction": 1.0}, "validation fraction"),
         (None, 3, {"validation_fraction": -0.1}, "validation fraction"),
         (None, 3, {"validation_fraction": float("nan")}, "validation fraction"),

@@ -150,24 +150,18 @@ def test_a_stream_reads_what_the_memory_would_hold(tmp_path):
     np.testing.assert_array_equal(read, whole.images[order])
 
 
-def test_a_stream_says_what_is_wrong_when_it_comes_to_it(tmp_path):
-    prepare(
-        tmp_path,
-        image_and_label((None, None, 3)),
-        {"train": [record(0, 0), record(1, 1, (6, 7, 3))]},
-    )
-    data = from_tfds("shapes", tmp_path, streaming=True)
-    np.testing.assert_array_equal(data.images[0], picture(0))
+def test_a_stream_finds_what_is_damaged_before_it_begins(tmp_path):
+    unequal = [record(0, 0), record(1, 1, (6, 7, 3))]
+    prepare(tmp_path / "a", image_and_label((None, None, 3)), {"train": unequal})
     with pytest.raises(UserError, match="differ in shape, .5, 7, 3. and .6, 7, 3."):
-        data.images[1]
-    path = shard(tmp_path)
-    from_tfds("shapes", tmp_path, streaming=True)  # the labels come from the cache
-    stat = path.stat()
-    garble(path)
-    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))  # which takes the file for the same
-    with pytest.raises(UserError, match="incomplete or damaged") as error:
-        from_tfds("shapes", tmp_path, streaming=True).images[0]
-    assert "\n" not in str(error.value)
+        from_tfds("shapes", tmp_path / "a", streaming=True)
+    prepare(tmp_path / "b", image_and_label(), {"train": [record(i % 3, 0) for i in range(9)]})
+    data = from_tfds("shapes", tmp_path / "b", streaming=True)
+    np.testing.assert_array_equal(data.images[0], picture(0))
+    assert len(set(data.digests.tolist())) == 3 and data.digests[0] == data.digests[3]
+    garble(shard(tmp_path / "b"))
+    with pytest.raises(UserError, match="incomplete or damaged"):
+        from_tfds("shapes", tmp_path / "b", streaming=True)
 
 
 def test_a_set_that_was_prepared_again_is_read_again(tmp_path):
@@ -227,6 +221,79 @@ def test_incomplete_and_damaged_sets_get_one_sentence(prepared, damage, file):
     with pytest.raises(UserError, match="shapes") as error:
         from_tfds("shapes", prepared)
     assert "\n" not in str(error.value)
+
+
+def edit(path, change):
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize("said", [3, 51, 10**12, -1])
+def test_counts_are_those_of_the_record_files(prepared, said):
+    def change(info):
+        info["splits"][0]["shardLengths"] = [str(said)]
+
+    edit(prepared / "shapes/1.2.3/dataset_info.json", change)
+    with pytest.raises(UserError, match=f"says that .* holds {said:,} records, but it holds 50"):
+        from_tfds("shapes", prepared)
+
+
+def test_labels_are_among_the_names(prepared):
+    def change(features):
+        features["featuresDict"]["features"]["label"]["classLabel"]["numClasses"] = "1"
+
+    edit(prepared / "shapes/1.2.3/features.json", change)
+    (prepared / "shapes/1.2.3/label.labels.txt").write_text("circle\n")
+    with pytest.raises(UserError, match="has the label 1 but names 1 classes"):
+        from_tfds("shapes", prepared)
+
+
+def test_records_without_a_label_are_counted(tmp_path):
+    prepare(tmp_path, image_and_label(), {"train": [record(i, i % 3 - 1) for i in range(9)]})
+    assert from_tfds("shapes", tmp_path).notes == (
+        "Records without a label, which are left out: 3.",
+    )
+
+
+CLASS = "hostile_feature.Evil"
+
+
+@pytest.mark.parametrize(
+    "feature",
+    [
+        {"pythonClassName": CLASS, "image": {}},
+        {"python_class_name": CLASS, "image": {}},
+        {"type": CLASS, "content": {}},
+        {
+            "pythonClassName": "tensorflow_datasets.core.features.features_dict.FeaturesDict",
+            "jsonFeature": {"json": json.dumps({"x": {"type": CLASS, "content": {}}})},
+        },
+    ],
+    ids=["proto", "snake", "legacy", "json in json"],
+)
+def test_a_set_runs_no_code(prepared, feature, monkeypatch):
+    (prepared / "hostile_feature.py").write_text("raise SystemExit('ran')")
+    monkeypatch.syspath_prepend(prepared)  # as `python -m` has the current directory
+    features = prepared / "shapes/1.2.3/features.json"
+    edit(features, lambda content: content["featuresDict"]["features"].update(image=feature))
+    with pytest.raises(UserError, match="names code to import, 'hostile_feature.Evil'"):
+        from_tfds("shapes", prepared)
+    features.write_text(json.dumps(feature))
+    with pytest.raises(UserError, match="names code to import"):
+        from_tfds("shapes", prepared)
+
+
+def test_pipes_and_nesting_without_end_get_one_sentence(prepared):
+    features = prepared / "shapes/1.2.3/features.json"
+    features.write_text("[" * 100_000)
+    with pytest.raises(UserError, match="can't open 'shapes'"):
+        from_tfds("shapes", prepared)
+    path = shard(prepared)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(UserError, match="not a regular file"):
+        from_tfds("shapes", prepared)
 
 
 def test_a_format_without_random_access_is_named(prepared):

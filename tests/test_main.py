@@ -13,12 +13,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from etils import epath
 from PIL import Image
 from sklearn import metrics as sklearn_metrics
 from sklearn.neighbors import NearestNeighbors
 from tensorboardX.proto.event_pb2 import Event
 
-from retrieval_jax.main import main
+from retrieval_jax.main import main, parse
 from retrieval_jax.report.page import main as report_main
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -299,7 +300,8 @@ def test_a_folder_of_own_images_with_a_broken_one_and_an_odd_name(tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "says"),
     [
-        (("data.queries=5",), "5 queries can't cover 10 classes"),
+        (("data.queries=1790",), "leave 7 gallery images for 10 classes"),
+        (("retrieval.neighbours=1000000000000",), "lower retrieval.neighbours"),
         (("clustering.k=1708",), "clustering.k is 1708 but the gallery has 1707"),
         (
             ("model.encoder.convolutional.widths=(4,4,4,4)", "model.decoder.widths=(4,4,4,4)"),
@@ -322,6 +324,23 @@ def test_a_classification_loss_without_labels_is_refused(tmp_path, capsys):
     data = ("data.source=npz", f"data.file={tmp_path / 'images.npz'}")
     assert main(arguments(tmp_path / "run", *data, *SMALL)) == 2
     assert "has no labels" in capsys.readouterr().err
+
+
+@pytest.mark.fast
+def test_a_workdir_as_people_type_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    config = f"--config={CONFIGS / 'quickstart.py'}"
+    assert parse([config, "--workdir=~/runs/x"])[1] == epath.Path(tmp_path / "runs" / "x")
+    for workdir in ("", "http://host/run", "file:///run", "s3://bucket/run", "gs://", "/gs/run"):
+        assert main([config, f"--workdir={workdir}"]) == 2
+        assert capsys.readouterr().err == (
+            f"error: {workdir!r} can't be used; give a directory or gs://BUCKET/DIRECTORY\n"
+        )
+    for odd in ("--workdir=a\udcff", "--config.name=\x1b[31m", "--workdir=a\nb"):
+        assert main([config, "--workdir=x", odd]) == 2
+        said = capsys.readouterr().err
+        assert "control characters or is no UTF-8" in said and said.count("\n") == 1
+        assert said.isprintable() or said[:-1].isprintable()
 
 
 @pytest.mark.parametrize("kind", ["file", "under a file", "no permission"])

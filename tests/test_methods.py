@@ -101,6 +101,14 @@ def numpy_emp_ssl(z):
     return -np.mean(rates) - 20 * (z * normed(z.mean(0))).sum(2).mean()
 
 
+def numpy_w_mse(z):
+    white = []
+    for view in z[:, REAL]:
+        factor = np.linalg.cholesky(np.cov(view.T) + 1e-3 * np.eye(WIDTH))
+        white.append(normed((view - view.mean(0)) @ np.linalg.inv(factor).T))
+    return means_over_others(lambda v, w: ((white[v] - white[w]) ** 2).sum(1).mean())
+
+
 def numpy_cosines(z):
     goals = normed(OTHER)
     return means_over_others(lambda v, w: (normed(z)[v] * goals[w]).sum(1))[REAL].mean()
@@ -240,6 +248,7 @@ LOSSES = {
     ),
     "barlow_twins": (of_whole(o.cross_correlation, off_diagonal=0.1), numpy_barlow),
     "emp_ssl": (of_whole(o.many_crops, agreement=20.0), numpy_emp_ssl),
+    "w_mse": (of_whole(o.whitened_distance), numpy_w_mse),
     "byol": (
         lambda z, real, axis, of: averaged(o.predicted_cosines(z, of["other"]), real, axis),
         numpy_cosines,

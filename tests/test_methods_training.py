@@ -32,6 +32,7 @@ TERMS = {
     "vicreg": o.vicreg(1.0),
     "barlow_twins": o.barlow_twins(1.0),
     "emp_ssl": o.emp_ssl(1.0),
+    "w_mse": o.w_mse(1.0),
     "byol": o.byol(1.0),
     "simsiam": o.simsiam(1.0),
     "swav": o.swav(1.0),

@@ -15,7 +15,7 @@ from retrieval_jax.runtime.files import write_arrays
 from retrieval_jax.runtime.progress import say
 
 _LARGEST = 1 << 30  # bytes; larger sets are decoded at every start, or should stream
-_FORMAT = 1  # raise it when decoding changes
+_FORMAT = 2  # raise it when decoding changes
 
 
 def cache_home() -> Path:

@@ -1,24 +1,34 @@
-"""Images from a folder: one subfolder per class, or flat without labels."""
+"""Images from a folder: labelled by the folders they lie in or by a table, or without labels."""
 
+from __future__ import annotations
+
+import csv
+import hashlib
 import os
 import warnings
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
 
-from retrieval_jax.data.images import ImageSet, LazyImages, describe_images
+from retrieval_jax.data.cache import cached
+from retrieval_jax.data.decode import MODES, DecodeError, decode, is_image, kind_of_file
+from retrieval_jax.data.images import ImageSet, LazyImages, describe_images, digests
 from retrieval_jax.data.remote import fetched
 from retrieval_jax.runtime.errors import UserError, printable, reason
+from retrieval_jax.runtime.memory import require
+from retrieval_jax.runtime.progress import Progress
 
-_ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
-_FORMATS = ("PNG", "JPEG", "WEBP")  # by content: Pillow's other readers never see an untrusted file
-_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
-_THREADS = 8  # bounds the full-size images in memory at once, at most 360 MB each
+# Whose content is no image is listed by its name; others are counted.
+_ENDINGS = (
+    *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"),
+)
+_SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing"}
+_THREADS = 8  # bounds the full-size images in memory at once
 
 
 def from_folder(
@@ -27,209 +37,394 @@ def from_folder(
     channels: int = 3,
     max_skipped: int = 100,
     streaming: bool = False,
+    class_depth: int = 0,
+    labels: str | Path = "",
 ) -> ImageSet:
-    """Reads `DIR/class/*.png|jpg|jpeg|webp` with labels, or `DIR/*.png|jpg|jpeg|webp` without.
+    """Reads every file below a folder whose content is an image that `decode` reads.
 
-    Classes are the subfolders that directly hold a file with such an extension (in either case),
-    sorted by name, as are the images within a class. Hidden files and folders, deeper folders and
-    other files are ignored. Links are followed; one that loops does no harm, since no folder below
-    the classes is entered.
+    The images lie in one folder per class, DIR/class/file, or directly in DIR and have no labels.
+    Other layouts have to be told: with a `class_depth` of n the n-th folder on the way to an image
+    is its class, however deep it lies below. So 1 labels DIR/class/session/file, and 2 labels
+    DIR/train/class/file and DIR/val/class/file, whose parts become one set. Or a table says it all.
 
-    Each image is rotated as its EXIF orientation says, composited onto white where it is
-    transparent (four channels keep alpha), and resized to `size` with antialiasing, whatever its
-    aspect ratio. Palette, grey, CMYK and 16-bit images are converted, the last by scaling their
-    full range. Of an animation only the first frame is used.
-
-    An image is skipped, with a reason, if it can't be fully decoded, exceeds Pillow's limit against
-    decompression bombs (`PIL.Image.MAX_IMAGE_PIXELS`, 89 million pixels), or is not a regular file.
+    Classes are sorted by name, as are the images within a class. Hidden files and folders are left
+    out, links are followed. A file that isn't used is listed under `skipped` with a reason if its
+    name ends like an image's (.jpg, .png, …), and otherwise counted in `notes` by its kind.
 
     Args:
       directory: the folder, here or on gs://.
-      size: height and width of the result.
+      size: height and width of the result, to which `decode` squeezes each image.
       channels: 1 (grey), 3 (RGB) or 4 (RGBA).
       max_skipped: the most images that may be skipped.
-      streaming: read an image when it is indexed, not all of them now. What to skip must be known
-        by then, so each file is opened now and only its header read; a UserError names a file
-        whose pixels turn out to be damaged later.
+      streaming: read an image when it is indexed, not all of them now. Each is decoded once now
+        all the same, so that what is damaged is found here; what was found is kept in the cache
+        (see `cached`) until a file changes.
+      class_depth: which folder on the way to an image is its class; 0: there is one, or none.
+      labels: a CSV file, UTF-8, whose first line names the columns "path", relative to the
+        directory, and "label". It alone says which images there are; "" for none.
 
     Returns:
       The image set; names that aren't UTF-8, and characters that don't print, are escaped.
 
     Raises:
-      UserError: the folder doesn't exist or can't be listed; holds no image, both flat images and
-        class folders, a class without a readable image, or more than `max_skipped` unreadable
-        images; or size or channels are out of range.
+      UserError: the folder doesn't exist or can't be listed, or its layout has to be told; the
+        table names what isn't there; a class has no readable image, or more than `max_skipped`
+        images are unreadable; the images don't fit into memory; or an argument is out of range.
     """
+    if not os.fspath(directory):
+        raise UserError("a folder of images needs data.directory; name the folder")
     root = fetched(directory)
     shown = printable(str(root))
     if min(size) < 1:
         raise UserError(f"image size is {size[0]}×{size[1]}: height and width must be positive")
-    if channels not in _MODES:
+    if channels not in MODES:
         raise UserError(f"channels is {channels}: a folder of images can be read as 1, 3 or 4")
     if not root.is_dir():
         raise UserError(f"{shown} is not a folder: give the folder that holds the images")
-    names, paths, labels = _find(root, shown)
+    files = _walk(root)
+    table = None if labels == "" else _read_table(fetched(labels), root)
+    listed = _layout(files, root, class_depth) if table is None else _from_table(table, files)
+    paths = [root / name for name in listed.files]
 
     images: np.ndarray | LazyImages
     if streaming:
-        read, skipped = _read(root, paths, _header, None, max_skipped)
-        files = [(str(paths[i].relative_to(root)), paths[i].stat().st_size) for i in read]
-        decode = partial(_decode_sound, root, paths, size, channels)
-        images = LazyImages(decode, np.array(read, int), (*size, channels), repr(files))
+        read, failed, digest = _check(root, listed.files, size, channels, max_skipped)
+        stamps = [(listed.files[i], paths[i].stat().st_size) for i in read]
+        lazy = partial(_decode_sound, root, paths, size, channels)
+        images = LazyImages(lazy, np.array(read, int), (*size, channels), repr(stamps))
     else:
+        need = len(paths) * size[0] * size[1] * channels
+        require(need, f"{len(paths):,} images in {shown}", "read them with data.streaming=True")
         images = np.empty((len(paths), *size, channels), np.uint8)
-        look = partial(_decode, size=size, channels=channels)
-        read, skipped = _read(root, paths, look, images, max_skipped)
-        images = images[: len(read)]
-    labels = labels[read]
-    for lost in sorted(set(range(len(names))) - set(labels.tolist())):
+        read, failed = [], []
+        for i, pixels in enumerate(_tried(partial(decode, size=size, channels=channels), paths)):
+            if isinstance(pixels, str):
+                failed.append((listed.files[i], pixels))
+                _limit(failed, max_skipped, shown)
+            else:
+                images[len(read)] = pixels
+                read.append(i)
+        images, digest = images[: len(read)], None
+    _limit(failed, max_skipped, shown)
+    found = listed.labels[read]
+    for lost in sorted(set(range(len(listed.classes))) - set(found.tolist())):
         raise UserError(
-            f"no image of class {names[lost]!r} in {shown} can be read: repair or remove it"
+            f"no image of class {listed.classes[lost]!r} in {shown} can be read: repair or remove "
+            "it"
         )
     if not read:
-        raise UserError(f"no image in {shown} can be read ({skipped[0]}): repair or replace them")
+        raise UserError(
+            f"no image in {shown} can be read ({': '.join(failed[0])}): repair or replace them"
+        )
     return ImageSet(
         images=images,
-        labels=labels if names else None,
-        class_names=names,
+        labels=found if listed.classes else None,
+        class_names=listed.classes,
         description=f"folder {shown}, {describe_images(images)}",
-        skipped=tuple(skipped),
-        names=tuple(printable(paths[i].relative_to(root).as_posix()) for i in read),
+        skipped=tuple(f"{printable(name)}: {why}" for name, why in failed),
+        names=tuple(printable(listed.files[i]) for i in read),
+        notes=listed.notes,
+        digests=digest,
     )
 
 
-def _find(root: Path, shown: str) -> tuple[tuple[str, ...], list[Path], np.ndarray]:
-    """Printable class names (none if flat), image paths, labels int32 (all 0 if flat)."""
-    flat, folders = _list(root)
-    classes = [(folder.name, found) for folder in folders if (found := _list(folder)[0])]
-    if flat and classes:
-        raise UserError(
-            f"{shown} holds images both directly and in class folders such as "
-            f"{printable(classes[0][0])!r}: move the former into class folders or elsewhere"
-        )
-    if not flat and not classes:
-        raise UserError(
-            f"{shown} holds no images: it needs DIR/class/*.png (or jpg, jpeg, webp), or "
-            f"DIR/*.png without labels"
-        )
-    paths = flat or [path for _, found in classes for path in found]
-    names = tuple(printable(name) for name, _ in classes)
-    labels = [0] * len(flat) + [i for i, (_, found) in enumerate(classes) for _ in found]
-    return names, paths, np.asarray(labels, np.int32)
+class _Files(NamedTuple):
+    """What lies below a folder: paths relative to it, sorted."""
+
+    kinds: dict[str, str]  # file → its kind by content
+    folders: list[str]  # those directly in it
+    hidden: int  # files and folders
+    unlisted: list[str]  # a reason for each folder that can't be listed
 
 
-def _list(folder: Path) -> tuple[list[Path], list[Path]]:
-    """Image files and subfolders of a folder, each sorted by name, the hidden ones left out."""
-    files, folders = [], []
+class _Listed(NamedTuple):
+    """The images of a set, to be decoded, and what is left out of it."""
+
+    files: list[str]  # relative to the folder
+    labels: np.ndarray  # int32 [n], all 0 without classes
+    classes: tuple[str, ...]  # printable
+    notes: tuple[str, ...]
+
+
+def _walk(root: Path) -> _Files:
+    """Every file below a folder by what it is."""
+    files: list[str] = []
+    folders: list[str] = []
+    unlisted: list[str] = []
+    hidden = 0
+
+    def enter(folder: Path, above: tuple[tuple[int, int], ...]) -> None:
+        nonlocal hidden
+        inside = "" if folder == root else folder.relative_to(root).as_posix() + "/"
+        try:
+            status = folder.stat()
+            entries = sorted(os.listdir(folder))
+        except OSError as error:
+            if folder == root:
+                raise UserError(
+                    f"folder {printable(str(folder))} can't be listed ({reason(error)}): check its "
+                    "permissions"
+                ) from error
+            unlisted.append(
+                f"The folder {printable(inside)} can't be listed ({reason(error)}) and is left out."
+            )
+            return
+        here = (status.st_dev, status.st_ino)
+        if here in above:  # a link that leads back
+            return
+        for entry in entries:
+            if entry.startswith("."):
+                hidden += 1
+            elif os.path.isdir(folder / entry):
+                if folder == root:
+                    folders.append(entry)
+                enter(folder / entry, (*above, here))
+            else:
+                files.append(inside + entry)
+
+    enter(root, ())
+    with ThreadPoolExecutor(_THREADS) as pool:
+        kinds = pool.map(lambda name: kind_of_file(root / name), files)
+        return _Files(dict(zip(files, kinds, strict=True)), folders, hidden, unlisted)
+
+
+def _layout(found: _Files, root: Path, class_depth: int) -> _Listed:
+    """Labels the images by their folders."""
+    shown = printable(str(root))
+    images = [name for name, kind in found.kinds.items() if is_image(kind)]
+    if not images:
+        raise UserError(
+            f"{shown} holds no images{_beside(found, ())}: it needs DIR/class/file, or DIR/file "
+            "without labels"
+        )
+    depths = Counter(name.count("/") for name in images)
+    depth = class_depth
+    if not class_depth:
+        if len(depths) > 1 or max(depths) > 1:
+            raise UserError(_untold(images, depths, shown))
+        depth = max(depths)
+    # A file that looks like an image by its name goes along, to be listed if it is none.
+    used = [
+        name
+        for name, kind in found.kinds.items()
+        if name.count("/") >= depth and (is_image(kind) or name.lower().endswith(_ENDINGS))
+    ]
+    if max(depths) < depth:
+        raise UserError(
+            f"data.class_depth is {class_depth} but images in {shown} lie in at most "
+            f"{max(depths)} folders, such as {printable(images[-1])}: lower it"
+        )
+    above = [name for name in images if name.count("/") < depth]
+    notes = []
+    if above:
+        notes.append(
+            f"{_count(len(above), 'image')} above the class folders left out, such as "
+            f"{printable(above[0])}."
+        )
+
+    def class_of(name: str) -> str:
+        return name.split("/")[depth - 1]
+
+    if depth:
+        used.sort(key=lambda name: (class_of(name), name.split("/")))
+    else:
+        used.sort()
+    classes = sorted({class_of(name) for name in used}) if depth else []
+    index = {name: i for i, name in enumerate(classes)}
+    labels = np.array([index[class_of(name)] if depth else 0 for name in used], np.int32)
+    if depth == 1 and (empty := sorted(set(found.folders) - set(classes))):
+        which = ", ".join(printable(name) for name in empty[:10])
+        more = f" and {len(empty) - 10} more" if len(empty) > 10 else ""
+        notes.append(f"Class folders without an image: {which}{more}.")
+    return _Listed(
+        used, labels, tuple(map(printable, classes)), (*_unused(found, used + above), *notes)
+    )
+
+
+def _untold(images: list[str], depths: Counter[int], shown: str) -> str:
+    """Where the images are, and which keys would say what that means."""
+    where = []
+    for depth in sorted(depths):
+        example = next(name for name in images if name.count("/") == depth)
+        place = "/".join(["DIR", *["folder"] * depth, "file"])
+        where.append(f"{_count(depths[depth], 'image')} as {place} ({printable(example)})")
+    offers = []
+    if len(depths) > 1 and 0 in depths:
+        offers.append("move those directly in DIR into class folders or elsewhere")
+    top = {name.split("/")[0] for name in images if "/" in name}
+    if max(depths) > 1:
+        parts = sorted(name for name in top if name.lower() in _SPLITS)
+        merged = f", which puts {' and '.join(parts)} together" if parts else ""
+        offers.append(f"data.class_depth=2 labels them by the second folder{merged}")
+    offers.append("data.class_depth=1 labels them by the first folder")
+    if any(name.lower() in _SPLITS for name in top):
+        offers.append("or name one of the parts as data.directory")
+    return f"{shown} holds {', '.join(where)}: {'; '.join(offers)}"
+
+
+def _from_table(table: dict[str, str], found: _Files) -> _Listed:
+    """Takes the images that a table lists."""
+    files = sorted(table)
+    classes = sorted(set(table.values()))
+    index = {name: i for i, name in enumerate(classes)}
+    labels = np.array([index[table[name]] for name in files], np.int32)
+    left = [name for name, kind in found.kinds.items() if name not in table and is_image(kind)]
+    notes = [f"{_count(len(left), 'image')} not in the table of labels."] if left else []
+    return _Listed(
+        files, labels, tuple(map(printable, classes)), (*_unused(found, files + left), *notes)
+    )
+
+
+def _read_table(path: Path, root: Path) -> dict[str, str]:
+    """File, relative to the folder → its label."""
+    shown = printable(str(path))
+    if not path.is_file():
+        raise UserError(f"data.labels names {shown}, which is not a file: give a CSV file")
+    table: dict[str, str] = {}
     try:
-        entries = sorted(entry for entry in os.listdir(folder) if not entry.startswith("."))
-    except OSError as error:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            rows = csv.DictReader(file)
+            if not {"path", "label"} <= set(rows.fieldnames or ()):
+                raise UserError(
+                    f"the first line of {shown} must name the columns path and label, it is "
+                    f"{printable(','.join(rows.fieldnames or ()))[:80]!r}"
+                )
+            for row in rows:
+                at = f"line {rows.line_num} of {shown}"
+                name, label = row["path"], row["label"]
+                if not name or not label:
+                    raise UserError(f"{at} has no path or no label: complete it or remove it")
+                name = os.path.normpath(name).replace(os.sep, "/")
+                if name.startswith(("/", "../")) or "\0" in name:
+                    raise UserError(
+                        f"{at} names {printable(name)[:80]!r}: paths are relative to data.directory"
+                    )
+                if name in table:
+                    raise UserError(f"{at} repeats {printable(name)}: an image has one label")
+                if not os.path.lexists(root / name):
+                    raise UserError(
+                        f"{at} names {printable(name)[:80]!r}, which isn't in "
+                        f"{printable(str(root))}: correct the path or remove the line"
+                    )
+                table[name] = label
+    except (OSError, ValueError, csv.Error) as error:
         raise UserError(
-            f"folder {printable(str(folder))} can't be listed ({error.strerror}): "
-            f"check its permissions"
+            f"{shown} can't be read as CSV in UTF-8 ({reason(error)}): save it as that"
         ) from error
-    for entry in entries:
-        path = folder / entry
-        if path.is_dir():
-            folders.append(path)
-        elif entry.lower().endswith(_ENDINGS):
-            files.append(path)
-    return files, folders
+    if not table:
+        raise UserError(f"{shown} lists no image: give a line for each")
+    return table
 
 
-def _read(
-    root: Path,
-    paths: list[Path],
-    look: Callable[[Path], Any],
-    images: np.ndarray | None,
-    max_skipped: int,
-) -> tuple[list[int], list[str]]:
-    """Indices of the readable paths, and a line per skipped path.
+def _unused(found: _Files, claimed: Sequence[str]) -> list[str]:
+    beside = _beside(found, claimed)
+    heic = any(kind == "HEIC" and not is_image(kind) for kind in found.kinds.values())
+    cure = "; pip install 'retrieval-jax[photos]' reads HEIC" if heic else ""
+    left = [f"Files that were not used{beside}{cure}."] if beside else []
+    return [*left, *found.unlisted]
 
-    `look` returns a string, the reason to skip it, or what goes into `images`, if given, without a
-    gap.
+
+def _beside(found: _Files, claimed: Sequence[str]) -> str:
+    """The files that are no images by kind, behind a colon; "" if there are none."""
+    kinds = dict(found.kinds)
+    for name in claimed:
+        kinds.pop(name, None)
+    counts = Counter(kinds.values())
+    if found.hidden:
+        counts["hidden"] = found.hidden
+    listed = ", ".join(f"{count:,} {kind}" for kind, count in sorted(counts.items()))
+    return f": {listed}" if listed else ""
+
+
+def _check(
+    root: Path, names: list[str], size: tuple[int, int], channels: int, max_skipped: int
+) -> tuple[list[int], list[tuple[str, str]], np.ndarray]:
+    """Decodes every image once: which are sound, why the others aren't, the digests of the sound.
+
+    What is known of files that haven't changed is taken from the cache.
     """
-    read: list[int] = []
-    skipped: list[str] = []
+
+    def check() -> dict[str, np.ndarray]:
+        digest = np.zeros(len(names), np.uint64)
+        reasons = np.full(len(names), "", object)
+        failed = []
+        with Progress("images checked", len(names)) as progress:
+            for i, found in enumerate(_tried(look, [root / name for name in names])):
+                progress.update()
+                if isinstance(found, str):
+                    reasons[i] = found
+                    failed.append((names[i], found))
+                    _limit(failed, max_skipped, shown)
+                else:
+                    digest[i] = found
+        return {"digests": digest, "reasons": reasons.astype(str)}
+
+    def look(path: Path) -> np.uint64:
+        return digests(decode(path, size, channels=channels)[None])[0]
+
+    shown = printable(str(root))
+    how = f"{size}, {channels} channels"
+    known = cached(f"images in {root} at {how}", _stamp(root, names), check)
+    sound = np.flatnonzero(known["reasons"] == "")
+    failed = [(names[i], str(known["reasons"][i])) for i in np.flatnonzero(known["reasons"] != "")]
+    return sound.tolist(), failed, known["digests"][sound]
+
+
+def _stamp(root: Path, names: list[str]) -> str:
+    """Changes when an image does."""
+    digest = hashlib.sha256()
+    for name in names:
+        try:
+            status = (root / name).stat()
+            state = f"{name!r} {status.st_size} {status.st_mtime_ns}\n"
+        except OSError:
+            state = f"{name!r} gone\n"
+        digest.update(state.encode())
+    return digest.hexdigest()
+
+
+def _tried(look: Callable[[Path], Any], paths: Sequence[Path]) -> Iterator[Any]:
+    """What `look` returns for each path, or the reason why it can't be decoded, a string."""
+
+    def attempt(path: Path) -> Any:
+        try:
+            return look(path)
+        except DecodeError as error:
+            return str(error)
+
     pool = ThreadPoolExecutor(_THREADS)  # Pillow's decoders release the GIL
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of odd metadata
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            for i, result in enumerate(pool.map(look, paths)):
-                if not isinstance(result, str):
-                    if images is not None:
-                        images[len(read)] = result
-                    read.append(i)
-                    continue
-                skipped.append(f"{printable(str(paths[i].relative_to(root)))}: {result}")
-                if len(skipped) > max_skipped:
-                    raise UserError(
-                        f"more than {max_skipped} images in {printable(str(root))} can't be read, "
-                        f"the last of them {skipped[-1]}: repair or remove them, or allow more to "
-                        f"be skipped"
-                    )
+            yield from pool.map(attempt, paths)
     finally:  # an interrupt doesn't wait for the images that are still queued
         pool.shutdown(cancel_futures=True)
-    return read, skipped
+
+
+def _limit(skipped: Sequence[tuple[str, str]], most: int, shown: str) -> None:
+    if len(skipped) > most:
+        name, why = skipped[-1]
+        raise UserError(
+            f"more than {most} images in {shown} can't be read, the last of them "
+            f"{printable(name)}: {why}: repair or remove them, or raise data.max_skipped"
+        )
 
 
 def _decode_sound(
     root: Path, paths: list[Path], size: tuple[int, int], channels: int, rows: np.ndarray
 ) -> np.ndarray:
-    """The images [b, h, w, channels] of files whose header was sound."""
+    """The images [b, h, w, channels] of files that were sound at the start."""
     images = np.empty((len(rows), *size, channels), np.uint8)
     for image, row in zip(images, rows, strict=True):
-        pixels = _decode(paths[row], size, channels)
-        if isinstance(pixels, str):
+        try:
+            image[:] = decode(paths[row], size, channels=channels)
+        except DecodeError as error:
             raise UserError(
-                f"{printable(str(paths[row].relative_to(root)))} in {printable(str(root))} can't "
-                f"be decoded ({pixels}): repair or remove it, and start in another workdir"
-            )
-        image[:] = pixels
+                f"{printable(str(paths[row].relative_to(root)))} in {printable(str(root))} can no "
+                f"longer be decoded ({error}): put back the file that the run began with"
+            ) from error
     return images
 
 
-def _decode(path: Path, size: tuple[int, int], channels: int) -> np.ndarray | str:
-    """One image, uint8 [h, w, channels], or the reason why there is none."""
-
-    def pixels(image: Image.Image) -> np.ndarray:
-        # Lets the JPEG decoder shrink by a power of two on the way; never below twice the size.
-        image.draft(image.mode, (2 * max(size), 2 * max(size)))
-        converted = _convert(ImageOps.exif_transpose(image), channels)
-        resized = converted.resize((size[1], size[0]), Image.Resampling.BILINEAR)
-        return np.asarray(resized).reshape(*size, channels)
-
-    return _open(path, pixels)
-
-
-def _header(path: Path) -> tuple[int, int] | str:
-    """Width and height of the stored image, or the reason why there is none."""
-    return _open(path, lambda image: image.size)
-
-
-def _open(path: Path, look: Callable[[Image.Image], Any]) -> Any:
-    """What `look` returns for the image, or the reason why it can't be read."""
-    try:
-        if not path.is_file():  # opening a pipe would block forever
-            return "not a regular file, or a broken link"
-        if path.stat().st_size == 0:
-            return "empty file"
-        with Image.open(path, formats=_FORMATS) as image:
-            return look(image)
-    except UnidentifiedImageError:  # its message is the whole path
-        return "not a PNG, JPEG or WebP image"
-    except Exception as error:  # hostile files raise far more than OSError in Pillow's parsers
-        return reason(error)
-
-
-def _convert(image: Image.Image, channels: int) -> Image.Image:
-    if image.mode.startswith("I"):  # 16-bit grey, which Pillow's own conversion would clip
-        values = np.asarray(image).astype(np.float32)
-        image = Image.fromarray(np.round(values / 257).clip(0, 255).astype(np.uint8))
-    if channels == 4:
-        return image.convert("RGBA")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert(_MODES[channels])
+def _count(count: int, noun: str) -> str:
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"

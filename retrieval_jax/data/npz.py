@@ -8,6 +8,7 @@ import numpy as np
 from retrieval_jax.data.images import ImageSet, describe_images
 from retrieval_jax.data.remote import fetched
 from retrieval_jax.runtime.errors import UserError, printable, reason
+from retrieval_jax.runtime.files import arrays_in
 
 _KEYS = ("images", "labels", "class_names")
 
@@ -50,6 +51,11 @@ def from_npz(path: str | Path) -> ImageSet:
             f"images in {shown} have shape {list(images.shape)}: they need [n, h, w] or "
             f"[n, h, w, c], and at least one image of at least one pixel"
         )
+    if images.ndim == 4 and images.shape[1] in (1, 3, 4) and images.shape[3] > 4:
+        raise UserError(
+            f"images in {shown} have shape {list(images.shape)}, where axis 1 looks like channels: "
+            f"save images.transpose(0, 2, 3, 1)"
+        )
     images = np.ascontiguousarray(images[..., None] if images.ndim == 3 else images)
     labels, class_names = _labels(arrays, len(images), shown)
     return ImageSet(images, labels, class_names, f"{shown}, {describe_images(images)}")
@@ -60,13 +66,10 @@ def _read(path: Path, shown: str) -> dict[str, np.ndarray]:
         raise UserError(f"{shown} is not a file: give the path of an .npz file")
     try:
         with path.open("rb") as file:
-            archive = np.load(file, allow_pickle=False)
-            if not isinstance(archive, np.lib.npyio.NpzFile):
+            if file.read(6) == b"\x93NUMPY":
                 raise UserError(f"{shown} holds a single array: use numpy.savez(path, images=…)")
-            return {key: archive[key] for key in archive.files}
-    except UserError:
-        raise
-    except Exception as error:  # a damaged archive can raise almost anything in zipfile and NumPy
+            return arrays_in(file)
+    except (OSError, ValueError) as error:
         raise UserError(
             f"{shown} can't be read as an .npz of plain arrays ({reason(error)}): "
             f"save it again with numpy.savez, without object arrays"

@@ -38,10 +38,11 @@ def split(
     """Splits `count` images at random: queries stratified by class, the rest fit and validation.
 
     Queries have the class proportions of the data, as closely as whole images allow (largest
-    remainder, ties to the lower class), with at least one image per class; so has the gallery. The
-    gallery is shuffled as a whole, and its last `validation_fraction`, rounded, is for validation.
-    The order comes from raw PCG64 output, which NumPy keeps the same across platforms and versions,
-    so a seed gives the same split everywhere.
+    remainder, ties to the lower class), with at least one image per class; so has the gallery. A
+    class of one image is in the gallery only, and where there are fewer queries than classes the
+    rarer ones have none. The gallery is shuffled as a whole, and its last `validation_fraction`,
+    rounded, is for validation. The order comes from raw PCG64 output, which NumPy keeps the same
+    across platforms and versions, so a seed gives the same split everywhere.
 
     Args:
       labels: integers [count], any values; None ignores classes.
@@ -54,8 +55,8 @@ def split(
       The split.
 
     Raises:
-      UserError: no query or no gallery would be left; fewer queries (or gallery images) than
-        classes; a class with one image only; a seed or fraction out of range.
+      UserError: no query or no gallery would be left, or no gallery image of some class; a seed or
+        fraction out of range.
 
     Example:
       >>> parts = split(np.array([0] * 60 + [1] * 40), count=100, queries=10, seed=0)
@@ -96,28 +97,26 @@ def split(
 
 
 def _quotas(sizes: np.ndarray, queries: int) -> np.ndarray:
-    """Queries per class, in exact integers: 1 to size - 1 each, `queries` in all."""
+    """Queries per class, in exact integers, `queries` in all.
+
+    Each class keeps a gallery image, and has a query if it can have one and there are enough.
+    """
     classes, count = len(sizes), int(sizes.sum())
-    if queries < classes:
-        raise UserError(
-            f"{queries} queries can't cover {classes} classes: ask for {classes} or more"
-        )
-    if sizes.min() < 2:
-        raise UserError(
-            "a class with a single image can't be in both gallery and queries: "
-            "give every class two images or more"
-        )
-    if count - queries < classes:
+    most = sizes - 1
+    if queries > most.sum():
         raise UserError(
             f"{queries} queries leave {count - queries} gallery images for {classes} classes: "
             f"ask for {count - classes} or fewer"
         )
+    least = np.minimum(most, 1)
+    if queries < least.sum():
+        least = np.zeros_like(most)
     share = sizes.astype(np.int64) * queries  # in units of 1 / count
-    quotas = np.clip(share // count, 1, sizes - 1)
+    quotas = np.clip(share // count, least, most)
     # About one step per class at most; the bounds of the smallest classes can take a few more.
     while (missing := queries - quotas.sum()) != 0:
         step = int(np.sign(missing))
-        free = quotas < sizes - 1 if step > 0 else quotas > 1
+        free = quotas < most if step > 0 else quotas > least
         gap = np.where(free, step * (share - quotas * count), np.iinfo(np.int64).min)
         quotas[np.argmax(gap)] += step
     return quotas

@@ -2,6 +2,8 @@
 
 import difflib
 import io
+import json
+from collections.abc import Iterator
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
@@ -11,13 +13,16 @@ import numpy as np
 from PIL import Image
 
 from retrieval_jax.data.cache import cached, identity, stamp
-from retrieval_jax.data.images import ImageSet, LazyImages, describe_images
+from retrieval_jax.data.images import ImageSet, LazyImages, describe_images, digests
 from retrieval_jax.data.remote import fetched
 from retrieval_jax.runtime.errors import UserError, printable, reason
+from retrieval_jax.runtime.memory import require
 
 _FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP")
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 _BATCH = 256  # records of one read
+_CLASSES = "tensorflow_datasets.core.features."  # TFDS' own, the only ones that may be imported
+_CLASS_KEYS = ("pythonClassName", "python_class_name", "type")
 
 
 def from_tfds(name: str, directory: str | Path, streaming: bool = False) -> ImageSet:
@@ -26,6 +31,7 @@ def from_tfds(name: str, directory: str | Path, streaming: bool = False) -> Imag
     The set must be prepared in a format with random access (ArrayRecord). `cifar10` is downloaded
     and prepared if needed; preparing other sets takes TensorFlow. If a record has several images or
     labels, TFDS's supervised pair is used. Records without a label (-1 in TFDS) are left out.
+    Nothing in the directory is executed: of the features' classes only TFDS' own are imported.
     Labels, and images unless they stream, are cached in decoded form (see `cached`) and read again
     when a file of the set changes.
 
@@ -33,16 +39,17 @@ def from_tfds(name: str, directory: str | Path, streaming: bool = False) -> Imag
       name: as TFDS writes it: "cifar10", "mnist:3.0.1", "set/config".
       directory: TFDS data directory, here or on gs://, which holds `name/version/` or
         `name/config/version/`.
-      streaming: read an image when it is indexed, not all of them now.
+      streaming: read an image when it is indexed, not all of them now; each is decoded once all the
+        same, so that what is damaged is found here.
 
     Returns:
       The image set, images as they are stored: uint8 [n, h, w, c] with c 1, 3 or 4.
 
     Raises:
-      UserError: no such directory or set; the set is incomplete, damaged or in a format without
-        random access; it has no single pair of image and class label, images that aren't
-        uint8 or differ in shape, or no label at all. With `streaming`, an image that is damaged
-        or of another shape is only found when it is read.
+      UserError: no such directory or set; the set is incomplete, damaged, in a format without
+        random access, or names code to import; its files hold other counts of records than it
+        says, or labels beyond its class names; it has no single pair of image and class label,
+        images that aren't uint8 or differ in shape, or no label at all.
     """
     root = fetched(directory, part=name.partition(":")[0])  # with its config, all versions
     if not root.is_dir():
@@ -58,8 +65,9 @@ def from_tfds(name: str, directory: str | Path, streaming: bool = False) -> Imag
     known = cached(
         f"{title}, {'labels' if streaming else 'images'}",
         f"{image_key} and {label_key} of {stamp(files)}",
-        records.labels if streaming else records.everything,
+        records.checked if streaming else records.everything,
     )
+    left = records.count - len(known["rows"])
     shape = tuple(known["shape"].tolist())
     lazy = LazyImages(partial(records.images, shape), known["rows"], shape, identity(files))
     images = lazy if streaming else known["images"]
@@ -70,7 +78,9 @@ def from_tfds(name: str, directory: str | Path, streaming: bool = False) -> Imag
         images=images,
         labels=known["labels"],
         class_names=tuple(printable(c) for c in builder.info.features[label_key].names),
-        description=f"{label}, {describe_images(images)}, TFDS {builder.info.full_name}",
+        description=printable(f"{label}, {describe_images(images)}, TFDS {builder.info.full_name}"),
+        notes=(f"Records without a label, which are left out: {left:,}.",) if left else (),
+        digests=known.get("digests"),
     )
 
 
@@ -81,7 +91,10 @@ def _open(name: str, root: Path) -> Any:
 
     for attempt in range(2):
         try:
+            _refuse_code(name, root)
             return builder_from_files(name, data_dir=str(root))
+        except UserError:
+            raise
         except DatasetNotFoundError as error:
             if name != "cifar10" or attempt > 0:
                 raise UserError(_not_found(name, root)) from error
@@ -94,6 +107,43 @@ def _open(name: str, root: Path) -> Any:
 
         prepare(root)
     raise AssertionError("unreachable")
+
+
+def _refuse_code(name: str, root: Path) -> None:
+    """Refuses what TFDS would import, or wait for, before it is given the directory."""
+    from tensorflow_datasets.core.naming import parse_builder_name_kwargs
+
+    folder = root / parse_builder_name_kwargs(name)[0].name
+    for path in folder.rglob("*") if folder.is_dir() else ():
+        if not (path.is_file() or path.is_dir()):
+            raise UserError(f"{printable(str(path))} is not a regular file: replace or remove it")
+        if path.name != "features.json":
+            continue
+        for found in _class_names(json.loads(path.read_bytes())):
+            if not found.startswith(_CLASSES):
+                raise UserError(
+                    f"{printable(str(path))} names code to import, {printable(found)[:80]!r}: only "
+                    "TFDS' own features are used; prepare the set with those"
+                )
+
+
+def _class_names(value: Any) -> Iterator[str]:
+    """Of features, also those in JSON that is a text in JSON."""
+    if isinstance(value, list):
+        for item in value:
+            yield from _class_names(item)
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            if key in _CLASS_KEYS and isinstance(item, str):
+                yield item
+            else:
+                yield from _class_names(item)
+    elif isinstance(value, str) and value.lstrip().startswith(("{", "[")):
+        try:
+            inside = json.loads(value)
+        except ValueError:
+            return
+        yield from _class_names(inside)
 
 
 def _not_found(name: str, root: Path) -> str:
@@ -151,19 +201,23 @@ class _Records:
         import tensorflow_datasets as tfds
 
         self._image_key, self._label_key = image_key, label_key
-        self._title = title
+        self._title, self._classes = title, builder.info.features[label_key].num_classes
         self._mode = _MODES[builder.info.features[image_key].shape[-1]]
         splits = sorted(builder.info.splits.items(), key=lambda item: (item[0] != "train", item[0]))
         # Decoded here: TFDS's own decoder keeps whatever mode an image is stored in, and takes
         # thirty times as long to find it in a record.
         raw = tfds.decode.DeserializeMethod.RAW_BYTES
         try:
+            if builder.info.file_format.value == "array_record":
+                self._check_counts([info for _, info in splits])
             self._splits = [
                 builder.as_data_source(split, deserialize_method=raw)
                 for split, info in splits
                 if info.num_examples > 0
             ]
             self._ends = list(accumulate(len(split) for split in self._splits))
+        except UserError:
+            raise
         except NotImplementedError as error:
             raise UserError(
                 f"{title} is stored as {builder.info.file_format.value}: prepare it with "
@@ -172,11 +226,30 @@ class _Records:
         except Exception as error:
             raise self._damaged(error) from error
 
+    @property
+    def count(self) -> int:
+        """Records of all splits."""
+        return self._ends[-1] if self._ends else 0
+
+    def _check_counts(self, splits: list[Any]) -> None:
+        from array_record.python.array_record_module import ArrayRecordReader
+
+        for info in splits:
+            for path, said in zip(info.filepaths, info.shard_lengths, strict=True):
+                reader = ArrayRecordReader(str(path))
+                held = reader.num_records()
+                reader.close()
+                if held != said:
+                    raise UserError(
+                        f"{self._title} says that {printable(path.name)} holds {said:,} records, "
+                        f"but it holds {held:,}: remove the set and prepare it again"
+                    )
+
     def labels(self) -> dict[str, np.ndarray]:
         """Labels int32 [n], their rows int64 [n], shape and format (PNG, …) of the first image."""
         from tensorflow_datasets.proto import tf_example_pb2
 
-        count = self._ends[-1] if self._ends else 0
+        count = self.count
         labels = np.full(count, -1, np.int64)
         try:
             for start in range(0, count, _BATCH):
@@ -187,6 +260,12 @@ class _Records:
                     ]
                     labels[i] = feature.int64_list.value[0]
             rows = np.flatnonzero(labels >= 0)
+            if len(labels) and not -1 <= labels.min() <= labels.max() < self._classes:
+                wrong = labels.min() if labels.min() < -1 else labels.max()
+                raise UserError(
+                    f"{self._title} has the label {wrong} but names {self._classes:,} classes: "
+                    "prepare it again with a name for each"
+                )
             if len(rows) == 0:
                 raise UserError(f"{self._title} has no labelled image: choose a set with labels")
             pixels, encoding = self._decode(self._read(rows[:1])[0])
@@ -201,10 +280,21 @@ class _Records:
             "encoding": np.array(encoding),
         }
 
+    def checked(self) -> dict[str, np.ndarray]:
+        """What `labels` returns, and digests uint64 [n]; every image is decoded once."""
+        found = self.labels()
+        rows, shape = found["rows"], tuple(found["shape"].tolist())
+        parts = [rows[start : start + _BATCH] for start in range(0, len(rows), _BATCH)]
+        return found | {
+            "digests": np.concatenate([digests(self.images(shape, part)) for part in parts])
+        }
+
     def everything(self) -> dict[str, np.ndarray]:
         """What `labels` returns, and images uint8 [n, h, w, c]."""
         found = self.labels()
         rows, shape = found["rows"], tuple(found["shape"].tolist())
+        what = f"{len(rows):,} images of {self._title}"
+        require(len(rows) * int(np.prod(shape)), what, "read them with data.streaming=True")
         images = np.empty((len(rows), *shape), np.uint8)
         for start in range(0, len(rows), _BATCH):
             part = slice(start, start + _BATCH)

@@ -51,6 +51,7 @@ from retrieval_jax.objectives.semi_supervised import (
     pseudo_labelled,
     updated,
 )
+from retrieval_jax.objectives.whitening import w_mse, whitened_distance
 
 # Of a config: each name is a section of `objective`.
 TERMS = (
@@ -62,6 +63,7 @@ TERMS = (
     vicreg,
     barlow_twins,
     emp_ssl,
+    w_mse,
     byol,
     simsiam,
     swav,
@@ -121,4 +123,6 @@ __all__ = [
     "updated",
     "variance_invariance_covariance",
     "vicreg",
+    "w_mse",
+    "whitened_distance",
 ]

@@ -7,7 +7,6 @@ read, so that no file can break a search with bounds that are none. Nothing in i
 import io
 import os
 import zipfile
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -16,7 +15,7 @@ from etils import epath
 from retrieval_jax.ranking._cell_arguments import in_halves
 from retrieval_jax.ranking.cells import ClusterIndex, completed, own_ids
 from retrieval_jax.runtime.errors import UserError, reason
-from retrieval_jax.runtime.files import checksum, read_bytes, write_arrays
+from retrieval_jax.runtime.files import arrays_in, checksum, read_bytes, write_arrays
 
 _VERSION = 2  # 1 was no .npz
 # Of each field that all others follow from: whether it holds floats, and its dimensions.
@@ -114,11 +113,7 @@ def _members(content: bytes) -> dict[str, np.ndarray]:
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         if sum(member.file_size for member in archive.infolist()) > len(content):
             raise ValueError("members that are larger than the file")
-    with np.load(io.BytesIO(content), allow_pickle=False) as members:
-        arrays: dict[str, Any] = {name: members[name] for name in members.files}
-    if not all(isinstance(array, np.ndarray) for array in arrays.values()):
-        raise ValueError("a member that is no array")
-    return arrays
+    return arrays_in(io.BytesIO(content))
 
 
 def _sound_shapes(arrays: dict[str, np.ndarray]) -> bool:

@@ -1,208 +1,47 @@
 """Sets finished runs side by side.
 
-    retrieval-jax compare DIR DIR … [--output DIR]
+    retrieval-jax compare DIR DIR … [--curve KEY [--score NAME]] [--output DIR]
 
-Each DIR is a run's workdir, here or on gs://; everything shown comes from its results.json. Where
-the runs are of the same data, chance levels and baselines stand beside them, and the best value of
-each row that judges by classes is marked. With --output the table is also written as comparison.md
-and comparison.html, which link to the runs' own reports where these are on this machine.
+Each DIR is a run's workdir, here or on gs://; everything shown comes from its results.json. Runs
+whose configs differ in the seed alone share a column: mean ± standard deviation, and their number.
+Where the runs are of the same data, chance levels and baselines stand beside them, and the best
+value of each row that judges by classes is marked. A run that has not finished is left out with a
+line.
+
+With --curve a score (NMI of the gallery, or the one named) is shown against a key of the config.
+With --output the table is also written as comparison.md and comparison.html, which link to the
+runs' own reports where these are on this machine, and the curve as curve.png.
 """
 
-import math
 import os
 import re
 import shutil
-import statistics
 import sys
 import textwrap
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 from urllib.parse import quote
 
 from etils import epath
 
 from retrieval_jax.report import html
-from retrieval_jax.report.results import Results, Scores, read
-from retrieval_jax.report.text import (
-    GROUPS,
-    Parser,
-    columns,
-    duration,
-    loss,
-    named,
-    say,
-    score,
-    shorten,
+from retrieval_jax.report.comparison import (
+    Comparison,
+    Group,
+    Point,
+    Row,
+    Run,
+    compare,
+    curves,
+    group,
+    read_run,
 )
+from retrieval_jax.report.results import Unfinished
+from retrieval_jax.report.text import Parser, columns, say, score, shorten
 from retrieval_jax.runtime.errors import UserError, printable, reason
 from retrieval_jax.runtime.files import as_path, is_remote, make_directory
 
-MISSING = "-"
 BEST = "*"
-_LOSSES, _TIME = "after the last epoch", "time"
-# How the names of scores begin, in the order of the rows.
-_MEASURES = (
-    *("NMI", "RI", "ARI", "AMI", "accuracy", "silhouette"),
-    *("precision", "recall", "mAP@", "MAP@R", "mAP", "kNN", "true neighbours"),
-)
-
-
-class Run(NamedTuple):
-    """A finished run and where it is."""
-
-    directory: epath.Path
-    results: Results
-
-
-class Row(NamedTuple):
-    """A line of the table; `best` are the columns that hold its best value."""
-
-    group: str
-    name: str
-    values: list[str]
-    best: frozenset[int] = frozenset()
-
-
-class Comparison(NamedTuple):
-    """A table: a heading for each run and baseline, rows, and sentences below.
-
-    Names are as the runs have them; whatever shows them makes them harmless.
-    """
-
-    heads: list[str]
-    rows: list[Row]
-    notes: list[str]
-
-
-def read_run(directory: epath.PathLike) -> Run:
-    """Reads a run's results.json.
-
-    Raises:
-      UserError: as `retrieval_jax.report.results.read`.
-    """
-    return Run(epath.Path(directory), read(directory))
-
-
-def compare(runs: Sequence[Run]) -> Comparison:
-    """Lines up the runs' values; a row that no run has is left out.
-
-    Runs are called by their names, or by their directories when names repeat. Chance levels and
-    baselines are means over the runs, whose seeds and clusters may differ; of different data there
-    are none.
-    """
-    heads = [run.results.name for run in runs]
-    if not all(heads) or len(set(heads)) < len(heads):
-        heads = [str(run.directory) for run in runs]
-    comparable = len({_data(run.results) for run in runs}) == 1
-    others: dict[str, list[dict[tuple[str, str], float]]] = {}
-    if comparable:
-        others["chance"] = [_chances(run.results.scores) for run in runs]
-        for name in dict.fromkeys(name for run in runs for name in run.results.baselines):
-            having = [run.results.baselines[name] for run in runs if name in run.results.baselines]
-            others[name] = [_values(scores) for scores in having]
-    others = {name: found for name, found in others.items() if any(found)}
-
-    rows = []
-    judged = {one[:2]: one.comparable for run in runs for one in named(run.results.scores)}
-    scored = [_values(run.results.scores) for run in runs]
-    for key in sorted(judged, key=_place):
-        row = [found.get(key) for found in scored]
-        row += [_mean(found, key) for found in others.values()]
-        marked = comparable and judged[key] and len(row) > 1
-        rows.append(Row(*key, _shown(row, score), _best(row) if marked else frozenset()))
-    for group, form, found in (
-        (_LOSSES, loss, [_last_losses(run.results) for run in runs]),
-        (_TIME, duration, [_times(run.results) for run in runs]),
-    ):
-        for name in dict.fromkeys(name for each in found for name in each):
-            values = _shown((each.get(name) for each in found), form)
-            rows.append(Row(group, name, values + [""] * len(others)))
-    return Comparison(heads + list(others), rows, _notes(runs, heads))
-
-
-def _values(scores: Scores) -> dict[tuple[str, str], float]:
-    return {one[:2]: one.score.value for one in named(scores)}
-
-
-def _chances(scores: Scores) -> dict[tuple[str, str], float]:
-    return {one[:2]: one.score.chance for one in named(scores) if one.score.chance is not None}
-
-
-def _mean(found: Iterable[dict[tuple[str, str], float]], key: tuple[str, str]) -> float | None:
-    values = [each[key] for each in found if key in each]
-    return statistics.fmean(values) if values else None
-
-
-def _shown(values: Iterable[float | None], form: Callable[[float], str]) -> list[str]:
-    return [MISSING if value is None else form(value) for value in values]
-
-
-def _best(values: Sequence[float | None]) -> frozenset[int]:
-    """The columns of the largest value as it is shown; none where all are alike."""
-    shown = [None if v is None or math.isnan(v) else float(score(v)) for v in values]
-    there = [value for value in shown if value is not None]
-    if len(set(there)) < 2:
-        return frozenset()
-    return frozenset(i for i, value in enumerate(shown) if value == max(there))
-
-
-def _last_losses(results: Results) -> dict[str, float]:
-    """By term and side, of the last epoch."""
-    if not results.training.history:
-        return {}
-    last = results.training.history[-1]
-    sides = {"fit": last.fit, "validation": last.validation}
-    terms = dict.fromkeys([*last.fit, *last.validation])
-    return {
-        f"{term}, {side}": value
-        for term in terms
-        for side, losses in sides.items()
-        if (value := losses.get(term)) is not None
-    }
-
-
-def _times(results: Results) -> dict[str, float]:
-    epochs = [epoch.seconds for epoch in results.training.history]
-    median = {"an epoch (median)": statistics.median(epochs)} if epochs else {}
-    return median | {"all stages": sum(results.seconds.values())}
-
-
-def _data(results: Results) -> str:
-    data = results.provenance.data
-    shape = " × ".join(str(size) for size in data.image_shape)
-    return f"{data.description}, {shape}, {data.gallery:,} gallery, {data.queries:,} queries"
-
-
-def _device(results: Results) -> str:
-    device = results.provenance.device
-    return f"{device.count} × {device.kind} ({device.host})"
-
-
-def _notes(runs: Sequence[Run], heads: Sequence[str]) -> list[str]:
-    """What the runs don't share, and what each has left out."""
-    notes = []
-    for what, consequence, say_it in (
-        ("data", "scores and losses don't compare directly", _data),
-        ("seeds", "a small difference may be chance", lambda run: str(run.provenance.seed)),
-        ("devices", "times don't compare directly", _device),
-    ):
-        found: dict[str, list[str]] = {}
-        for head, run in zip(heads, runs, strict=True):
-            found.setdefault(say_it(run.results), []).append(head)
-        if len(found) > 1:
-            each = "; ".join(f"{', '.join(having)}: {value}" for value, having in found.items())
-            notes.append(f"The runs have different {what}, so {consequence} ({each}).")
-    for head, run in zip(heads, runs, strict=True):
-        notes += [f"{head}: {sentence}" for sentence in run.results.left_out]
-    return notes
-
-
-def _place(key: tuple[str, str]) -> tuple[int, ...]:
-    """Where a row belongs, whichever run has it; cutoffs ascend within a measure."""
-    group, row = key
-    cut = re.search(r"@(\d+)", row)
-    kind = next(i for i, measure in enumerate(_MEASURES) if row.startswith(measure))
-    return (GROUPS.index(group), kind, int(cut[1]) if cut else 0)
 
 
 def terminal(comparison: Comparison, width: int) -> str:
@@ -249,12 +88,24 @@ def _line(name: str, values: Iterable[str], label: int, sizes: Iterable[int]) ->
     return name + " " * (label - columns(name)) + "".join(cells)
 
 
-def _link(run: Run, output: epath.Path) -> str:
-    """The URL of a run's report as seen from the output directory, empty when there is none."""
-    report = run.directory / "report.html"
-    if is_remote(report):  # a page can't lead there
-        return ""
-    return quote(os.fsencode(os.path.relpath(report, output))) if report.is_file() else ""
+class Link(NamedTuple):
+    """A run's own report."""
+
+    text: str
+    url: str
+
+
+def links(groups: Sequence[Group], output: epath.Path) -> list[Link]:
+    """The reports that are on this machine, as seen from the output directory."""
+    found = []
+    for one in groups:
+        for run in one.runs:
+            report = run.directory / "report.html"
+            if not is_remote(report) and report.is_file():  # a page can't lead to a bucket
+                seed = f", seed {run.results.provenance.seed}" if len(one.runs) > 1 else ""
+                url = quote(os.fsencode(os.path.relpath(report, output)))
+                found.append(Link(one.head + seed, url))
+    return found
 
 
 def _escape_markdown(text: str) -> str:
@@ -263,33 +114,36 @@ def _escape_markdown(text: str) -> str:
     return re.sub(special, r"\\\g<0>", printable(text), flags=re.IGNORECASE)
 
 
-def to_markdown(comparison: Comparison, links: Sequence[str]) -> str:
-    """The comparison as a Markdown document; `links` has a URL per run, or an empty text."""
+def to_markdown(comparison: Comparison, links: Sequence[Link]) -> str:
+    """The comparison as a Markdown document."""
     heads = [_escape_markdown(head) for head in comparison.heads]
-    for i, link in enumerate(links):
-        heads[i] = f"[{heads[i]}]({link})" if link else heads[i]
     lines = ["# Comparison of runs", "", " | ".join(["| ", *heads]) + " |"]
     lines.append("|---|" + "---:|" * len(heads))
-    group = None
+    part = None
     for row in comparison.rows:
-        if row.group != group:
+        if row.group != part:
             lines.append(f"| **{row.group}** |" + " |" * len(heads))
-            group = row.group
+            part = row.group
         values = [f"**{v}**" if i in row.best else v for i, v in enumerate(row.values)]
         lines.append(" | ".join([f"| {_escape_markdown(row.name)}", *values]) + " |")
     for note in comparison.notes:
         lines += ["", _escape_markdown(note)]
+    if links:
+        lines += [
+            "",
+            "Reports: " + ", ".join(f"[{_escape_markdown(k.text)}]({k.url})" for k in links),
+        ]
     return "\n".join(lines) + "\n"
 
 
-def to_html(comparison: Comparison, links: Sequence[str]) -> str:
-    """The comparison as a self-contained page; `links` has a URL per run, or an empty text."""
+def to_html(comparison: Comparison, links: Sequence[Link]) -> str:
+    """The comparison as a self-contained page."""
     rows: list[list[str]] = []
-    group = None
+    part = None
     for row in comparison.rows:
-        if row.group != group:
+        if row.group != part:
             rows.append([row.group])
-            group = row.group
+            part = row.group
         values = [f"{BEST} {v}" if i in row.best else v for i, v in enumerate(row.values)]
         rows.append([row.name, *values])
     body = ["<h1>Comparison of runs</h1>"]
@@ -298,14 +152,22 @@ def to_html(comparison: Comparison, links: Sequence[str]) -> str:
     if comparison.notes:
         notes = "".join(f"<li>{html.text(note)}</li>" for note in comparison.notes)
         body.append(f'<div class="note"><ul>{notes}</ul></div>')
-    reports = [
-        f'<li><a href="{html.text(link)}">{html.text(head)}</a></li>'
-        for head, link in zip(comparison.heads, links, strict=False)  # baselines have none
-        if link
-    ]
+    reports = [f'<li><a href="{html.text(k.url)}">{html.text(k.text)}</a></li>' for k in links]
     if reports:
         body.append(f"<h2>Reports</h2>\n<ul>{''.join(reports)}</ul>")
     return html.page("Comparison of runs", "\n".join(body))
+
+
+def curve_text(found: Mapping[str, Sequence[Point]], key: str, measure: str) -> str:
+    """The curves in words, a line for each point."""
+    lines = [f"{measure} against {key}"]
+    for label, points in found.items():
+        lines.append(printable(label))
+        for point in points:
+            mean, sd, n = point.score
+            beside = f" ± {score(sd)} (n = {n})" if sd is not None else ""
+            lines.append(f"  {shorten(str(point.value), 24):>24}  {score(mean)}{beside}")
+    return "\n".join(lines)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -313,18 +175,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(prog="retrieval-jax compare", description="Sets finished runs side by side.")
     parser.add_argument("runs", nargs="*", metavar="DIR", help="workdir of a finished run")
     parser.add_argument(
-        "--output", metavar="DIR", help="where to write comparison.md and comparison.html"
+        "--curve", metavar="KEY", help="a key of the config to draw a score against"
     )
+    parser.add_argument("--score", default="NMI", metavar="NAME", help="the score of the curve")
+    parser.add_argument("--output", metavar="DIR", help="where to write the table and the curve")
     try:
         arguments = parser.parse_args(argv)
         if not arguments.runs:
             raise UserError("Name the workdirs of the runs to compare: DIR DIR ....")
-        runs = [read_run(as_path(directory)) for directory in arguments.runs]
-        comparison = compare(runs)
+        groups = group(_finished([as_path(directory) for directory in arguments.runs]))
+        comparison = compare(groups)
         width = min(max(shutil.get_terminal_size((100, 24)).columns, 80), 160)
         lines = [terminal(comparison, width)]
+        drawn: dict[str, list[Point]] = {}
+        if arguments.curve is not None:
+            try:
+                drawn = curves(groups, arguments.curve, arguments.score)
+            except ValueError as error:
+                raise UserError(f"{printable(str(error))}.") from None
+            lines += ["", curve_text(drawn, arguments.curve, arguments.score)]
         if arguments.output is not None:
-            files = _write(comparison, runs, as_path(arguments.output))
+            output = as_path(arguments.output)
+            files = _write(comparison, links(groups, output), output)
+            if drawn:
+                from retrieval_jax.report.figures import score_curves  # matplotlib takes a second
+
+                files.append(output / "curve.png")
+                score_curves(drawn, arguments.curve, arguments.score, files[-1])
             lines += ["", *(f"wrote {file}" for file in files)]
         say("\n".join(lines), sys.stdout)
     except UserError as error:
@@ -333,9 +210,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _write(comparison: Comparison, runs: Sequence[Run], output: epath.Path) -> list[epath.Path]:
+def _finished(directories: Sequence[epath.Path]) -> list[Run]:
+    """The runs that have finished; a line for each that has not, unless none has."""
+    runs, without = [], []
+    for directory in directories:
+        try:
+            runs.append(read_run(directory))
+        except Unfinished as error:
+            without.append(error)
+    if not runs:
+        raise without[0]
+    for missing in without:
+        say(f"left out: {missing}", sys.stderr)
+    return runs
+
+
+def _write(comparison: Comparison, links: Sequence[Link], output: epath.Path) -> list[epath.Path]:
     files = [output / "comparison.md", output / "comparison.html"]
-    links = [_link(run, output) for run in runs]
     try:
         make_directory(output)
         html.write(files[0], to_markdown(comparison, links))

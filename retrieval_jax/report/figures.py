@@ -23,6 +23,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
+from retrieval_jax.report.comparison import Point, in_order
 from retrieval_jax.report.text import shorten
 from retrieval_jax.runtime.files import replacing
 
@@ -160,6 +161,42 @@ def loss_curves(history: Sequence[Mapping[str, Any]], path: epath.PathLike) -> N
 def _tick(value: float, position: int | None, digits: str) -> str:
     """A tick of a logarithmic axis in plain decimals, only where its first digit is wanted."""
     return f"{value:g}" if f"{value:e}"[0] in digits else ""
+
+
+def score_curves(
+    curves: Mapping[str, Sequence[Point]], key: str, measure: str, path: epath.PathLike
+) -> None:
+    """Draws a score by the values of a key, these evenly spaced, with ± one standard deviation.
+
+    Args:
+      curves: label → points in order; the same values need not be in all of them.
+      key: what the values are of.
+      measure: the name of the score.
+      path: the PNG to write.
+    """
+    values = {p.value: None for points in curves.values() for p in points}
+    places = {value: index for index, value in enumerate(sorted(values, key=in_order))}
+    with _figure(path, 6.4, 4.0, layout="constrained") as figure:
+        axes = figure.add_subplot()
+        for index, (label, points) in enumerate(curves.items()):
+            axes.errorbar(
+                [places[point.value] for point in points],
+                [point.score.mean for point in points],
+                [point.score.sd or 0.0 for point in points],
+                color=CLASS_COLOURS[index % len(CLASS_COLOURS)],
+                marker=CLASS_MARKERS[index % len(CLASS_MARKERS)],
+                markersize=5,
+                capsize=3,
+                label=shorten(label, 60).lstrip(
+                    "_"
+                ),  # matplotlib hides labels with a line in front
+            )
+        axes.set_xticks(range(len(places)), [shorten(str(v), 16) for v in places], parse_math=False)
+        axes.set_xlabel(shorten(key, 60), parse_math=False)
+        axes.set_ylabel(shorten(measure, 40), parse_math=False)
+        if len(curves) > 1:
+            for text in figure.legend(loc="outside upper center", ncols=1).get_texts():
+                text.set_parse_math(False)
 
 
 def reconstructions(images: np.ndarray, reconstructions: np.ndarray, path: epath.PathLike) -> None:

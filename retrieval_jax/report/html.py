@@ -56,6 +56,7 @@ tbody:last-of-type tr:last-child > * { border-bottom: 0; }
 th:first-child { text-align: left; padding-left: .9rem; position: sticky; left: 0;
   background: var(--card); }
 th:last-child, td:last-child { padding-right: .9rem; }
+th { max-width: 24rem; overflow-wrap: break-word; }
 tbody th { font-weight: 400; white-space: normal; }
 tbody th.group { font-weight: 600; padding-top: 1rem; }
 thead th { font-weight: 600; color: var(--soft); font-size: .85rem; white-space: normal;

@@ -23,7 +23,7 @@ from retrieval_jax.report.html import page, table, text, write
 from retrieval_jax.report.results import Epoch, Results
 from retrieval_jax.report.text import Parser, duration, loss, named, say, score
 from retrieval_jax.runtime.errors import UserError, printable, reason
-from retrieval_jax.runtime.files import as_path, make_directory, read_arrays, read_bytes
+from retrieval_jax.runtime.files import as_path, make_directory, read_arrays, read_bytes, read_json
 from retrieval_jax.runtime.workdir import held
 
 _SHOWN = 5  # neighbours in a retrieval row, as in the 2020 report
@@ -182,6 +182,7 @@ def write_page(
     """
     parts = [
         _head(results),
+        _note("To know when reading the scores", results.notes),
         _note("Left out", results.left_out),
         _note("Against the baselines", verdict(results)),
         _scores(results),
@@ -383,7 +384,7 @@ def _shown_files(workdir: epath.Path) -> str:
     """The files of the images in the retrieval figure, where the images have files."""
     examples = _arrays(workdir / "examples.npz")
     try:
-        names = json.loads(read_bytes(workdir / "images.json"))
+        names = read_json(workdir / "images.json")
         gallery, queries = names["gallery"], names["queries"]
         if not examples or not queries or not isinstance(queries[0], str):
             return ""

@@ -6,7 +6,7 @@ and None a key that is absent. What needs labels is absent where the images have
 
 from __future__ import annotations
 
-import json
+import re
 import statistics
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -17,7 +17,7 @@ from etils import epath
 from retrieval_jax.data.images import ImageSet
 from retrieval_jax.data.split import Split
 from retrieval_jax.runtime.errors import UserError, printable, reason
-from retrieval_jax.runtime.files import reaching, read_bytes, write_json
+from retrieval_jax.runtime.files import reaching, read_json, write_json
 from retrieval_jax.runtime.origins import file_checksum, sealed, unsealed
 from retrieval_jax.runtime.records import RecordError, plain, typed
 
@@ -26,6 +26,10 @@ _FILES = (
     *("model.safetensors", "model.json", "embeddings.npz", "clusters.npz", "neighbours.npz"),
     *("map.npz", "examples.npz", "images.json"),
 )
+
+
+class Unfinished(UserError):
+    """A run has left no results yet."""
 
 
 class Score(NamedTuple):
@@ -166,6 +170,7 @@ class Results(NamedTuple):
       left_out: a sentence for each thing that data or config leave no room for.
       provenance: where all of it comes from.
       baselines: name → the same scores of an embedding that nobody trained.
+      notes: a sentence for each thing that changes what a score means, or that the data lacks.
       origin: of the run, see `retrieval_jax.runtime.origins`; None in those of earlier versions.
       files: name → CRC-32 of the files beside it; None in those of earlier versions.
     """
@@ -177,6 +182,7 @@ class Results(NamedTuple):
     left_out: tuple[str, ...]
     provenance: Provenance
     baselines: dict[str, Scores] = {}
+    notes: tuple[str, ...] = ()
     origin: str | None = None
     files: dict[str, int] | None = None
 
@@ -248,8 +254,9 @@ def read(workdir: epath.PathLike) -> Results:
     """Reads the results of a finished run, of this format or the one before.
 
     Raises:
-      UserError: there is no such directory or file, or it isn't a whole results file of a
-        format that this version knows.
+      Unfinished: the directory has no such file.
+      UserError: there is no such directory, or it isn't a whole results file of a format that this
+        version knows.
     """
     workdir = epath.Path(workdir)
     file = workdir / "results.json"
@@ -261,33 +268,48 @@ def read(workdir: epath.PathLike) -> Results:
             raise UserError(
                 f"{printable(str(workdir))} is not a directory: name the workdir of a finished run."
             )
-        content = json.loads(read_bytes(file))
+        content = read_json(file)
     except FileNotFoundError:
-        raise UserError(f"{shown} is missing: the run there has not finished.") from None
+        raise Unfinished(f"{shown} is missing: the run there has not finished.") from None
     except OSError as error:
         raise UserError(f"{shown} can't be read: {reason(error)}.") from None
-    except (ValueError, RecursionError):
+    except ValueError:
         raise UserError(f"{shown} is broken, it is not JSON: repeat the run's command.") from None
     if not isinstance(content, dict) or "format" not in content:
         raise UserError(f"{shown} is not the results file of a run of this project.")
-    if "checksum" in content:  # not in those of earlier versions
+    if "crc32" in content:  # not in those of earlier versions
         try:
             content = unsealed(content)
         except (ValueError, RecursionError) as error:
             raise UserError(f"{shown} is not to be trusted, {error}: repeat its command.") from None
     try:
         if content["format"] == FORMAT:
-            return typed(Results, content)
+            return _sound(typed(Results, content))
         if content["format"] == 1:
             from retrieval_jax.report.format1 import Results1, from_format_1  # of these types
 
-            return from_format_1(typed(Results1, content))
+            return _sound(from_format_1(typed(Results1, content)))
     except RecordError as error:
         raise UserError(f"{shown} is broken: {printable(str(error))}.") from None
     raise UserError(
         f"{shown} has format {printable(repr(content['format']))[:40]}; this version of the "
         f"project reads formats 1 and {FORMAT}."
     )
+
+
+def _sound(results: Results) -> Results:
+    """Refuses what has the right types and can't be: no cluster, cutoffs that are no numbers."""
+    for scores in (results.scores, *results.baselines.values()):
+        if not scores.clustering.sizes:
+            raise RecordError("clustering.sizes is empty")
+        retrieval = scores.retrieval
+        cuts = set(retrieval.kept)
+        for found in filter(None, (retrieval.cluster, retrieval.exhaustive)):
+            cuts |= {*found.precision_at, *found.recall_at, *found.map_at}
+        for cut in cuts:
+            if not re.fullmatch("[0-9]{1,9}", cut):
+                raise RecordError(f"the cutoff {cut[:40]!r} is no number of neighbours")
+    return results
 
 
 def file_checksums(workdir: epath.Path) -> dict[str, int]:
@@ -315,8 +337,8 @@ def check_files(workdir: epath.Path, results: Results, names: Sequence[str] = _F
         )
 
 
-def finished(workdir: epath.Path, origin: str) -> Results | None:
-    """The results of a complete run of this origin, all of whose files are as it left them.
+def finished(workdir: epath.Path, origin: str | None = None) -> Results | None:
+    """The results of a complete run, of this origin if given, whose files are as it left them.
 
     None where there are none, or no report with them.
     """
@@ -325,7 +347,7 @@ def finished(workdir: epath.Path, origin: str) -> Results | None:
             if not (workdir / "report.html").exists():
                 return None
         results = read(workdir)
-        if results.origin != origin or results.files is None:
+        if results.files is None or (origin is not None and results.origin != origin):
             return None
         check_files(workdir, results)
     except (OSError, UserError):

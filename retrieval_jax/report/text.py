@@ -83,7 +83,13 @@ def _of_retrieval(group: str, scores: RetrievalScores | None) -> list[Named]:
         )
         for cut, score in cuts.items()
     }
-    measures |= {"MAP@R": scores.map_at_r, "mAP": scores.map, "kNN accuracy": scores.knn_accuracy}
+    measures |= {
+        "MAP@R": scores.map_at_r,
+        "mAP": scores.map,
+        "kNN accuracy": scores.knn_accuracy,
+        "weighted kNN accuracy": scores.weighted_knn_accuracy,
+        "linear probe accuracy": scores.linear_accuracy,
+    }
     return [Named(group, name, score, True) for name, score in measures.items() if score]
 
 
@@ -155,7 +161,11 @@ class Parser(argparse.ArgumentParser):
 
 
 def say(text: str, stream: TextIO) -> None:
-    """Prints what the stream's encoding has, and a question mark for the rest."""
+    """Prints what the stream's encoding has, and a question mark for the rest.
+
+    Lines may hold names, hence escapes that a terminal would obey; they are printed as text.
+    """
+    text = "\n".join(map(printable, text.split("\n")))
     encoding = stream.encoding or "utf-8"
     try:
         print(text.encode(encoding, "replace").decode(encoding), file=stream, flush=True)

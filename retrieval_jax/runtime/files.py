@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import io
 import json
 import logging
 import os
 import secrets
+import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +21,8 @@ import numpy as np
 from etils import epath
 from numpy.typing import ArrayLike
 
-from retrieval_jax.runtime.errors import UserError, reason
+from retrieval_jax.runtime.errors import UserError, printable, reason
+from retrieval_jax.runtime.memory import require
 
 
 def write_json(path: epath.Path, content: Any) -> None:
@@ -43,12 +46,42 @@ def read_arrays(path: epath.Path) -> dict[str, np.ndarray]:
       OSError: it can't be read.
       ValueError: it is damaged or no .npz.
     """
-    content = io.BytesIO(read_bytes(path))
+    return arrays_in(io.BytesIO(read_bytes(path)))
+
+
+def arrays_in(file: IO[bytes]) -> dict[str, np.ndarray]:
+    """All arrays of an open .npz, none of which may hold Python objects.
+
+    Raises:
+      ValueError: it is damaged, no .npz, holds something else than arrays, or unpacks to more than
+        the memory that there is.
+    """
     try:
-        with np.load(content, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
+        with zipfile.ZipFile(file) as archive:
+            size = sum(member.file_size for member in archive.infolist())
+        require(size, "its arrays", "make them smaller")
+        file.seek(0)
+        with np.load(file, allow_pickle=False) as members:
+            arrays = {name: members[name] for name in members.files}
     except Exception as error:  # NumPy and zipfile have many for what is damaged
         raise ValueError(reason(error)) from error
+    if other := [name for name, array in arrays.items() if not isinstance(array, np.ndarray)]:
+        raise ValueError(f"its member {printable(other[0])[:80]!r} is no array")
+    return arrays
+
+
+def read_json(path: epath.Path) -> Any:
+    """What a JSON file holds.
+
+    Raises:
+      FileNotFoundError: it isn't there.
+      OSError: it can't be read.
+      ValueError: it is no JSON, or nested too deep.
+    """
+    try:
+        return json.loads(read_bytes(path))
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
 
 
 @contextmanager
@@ -76,9 +109,11 @@ def read_bytes(path: epath.Path) -> bytes:
     """Reads a whole file.
 
     Raises:
-      OSError: it isn't there or can't be read, on gs:// too.
+      OSError: it isn't there, can't be read, on gs:// too, or is a pipe, whose end may never come.
     """
     with reaching(path):
+        if not is_remote(path) and path.exists() and not path.is_file():
+            raise OSError(errno.EINVAL, "it is no regular file", str(path))
         return path.read_bytes()
 
 
@@ -110,16 +145,22 @@ def make_directory(path: epath.Path) -> None:
 
 
 def as_path(text: str) -> epath.Path:
-    """The path that a command line names.
+    """The path that a command line names; `~` is the home directory.
 
     Raises:
-      UserError: it is neither a directory nor on gs://.
+      UserError: it is neither a directory nor on gs://, or empty.
+
+    Example:
+      >>> as_path("runs/hint").as_posix()
+      'runs/hint'
     """
-    path = epath.Path(text)
-    # etils takes the directories /gs, /s3 and the like for object stores.
-    if is_remote(path) != is_remote(text) or (is_remote(text) and not text.startswith("gs://")):
-        raise UserError(f"{text!r} can't be used; give a directory or gs://BUCKET/DIRECTORY")
-    return path
+    remote = text.startswith("gs://") and text != "gs://"
+    # etils takes the directories /gs, /s3 and the like for object stores, and fails at others.
+    if text and "\0" not in text and (remote or "://" not in text):
+        path = epath.Path(text if remote else os.path.expanduser(text))
+        if is_remote(path) == remote:
+            return path
+    raise UserError(f"{printable(text)!r} can't be used; give a directory or gs://BUCKET/DIRECTORY")
 
 
 def is_remote(path: epath.PathLike) -> bool:

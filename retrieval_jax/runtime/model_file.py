@@ -13,7 +13,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from retrieval_jax.runtime import hosts
 from retrieval_jax.runtime.errors import UserError, printable, reason
-from retrieval_jax.runtime.files import as_path, read_bytes, replacing, write_json
+from retrieval_jax.runtime.files import as_path, read_bytes, read_json, replacing, write_json
 from retrieval_jax.runtime.origins import sealed, unsealed
 from retrieval_jax.runtime.progress import say
 
@@ -106,8 +106,8 @@ def read_description(directory: epath.Path) -> dict[str, Any]:
     """
     path = directory / DESCRIPTION
     try:
-        found = json.loads(read_bytes(path))
-        if "checksum" in found:  # not in those of earlier versions
+        found = read_json(path)
+        if "crc32" in found:  # not in those of earlier versions
             found = unsealed(found)
         shape, encoder = found["image_shape"], found["encoder"]
         sound = (
@@ -122,7 +122,7 @@ def read_description(directory: epath.Path) -> dict[str, Any]:
         raise UserError(
             f"{printable(str(path))} is missing; name the workdir of a finished run"
         ) from None
-    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, LookupError, TypeError) as error:
         raise UserError(
             f"{printable(str(path))} can't be read ({reason(error)}); finish the run again"
         ) from error

@@ -28,8 +28,8 @@ def origin_of(*parts: Any) -> str:
 
 
 def sealed(content: dict[str, Any]) -> dict[str, Any]:
-    """The content, and under "checksum" its CRC-32."""
-    return content | {"checksum": zlib.crc32(_canonical(content))}
+    """The content, and under "crc32" its CRC-32."""
+    return content | {"crc32": zlib.crc32(_canonical(content))}
 
 
 def unsealed(content: Any) -> dict[str, Any]:
@@ -45,10 +45,10 @@ def unsealed(content: Any) -> dict[str, Any]:
       Traceback (most recent call last):
       ValueError: it has no checksum
     """
-    if not isinstance(content, dict) or "checksum" not in content:
+    if not isinstance(content, dict) or "crc32" not in content:
         raise ValueError("it has no checksum")
-    rest = {key: value for key, value in content.items() if key != "checksum"}
-    if content["checksum"] != zlib.crc32(_canonical(rest)):
+    rest = {key: value for key, value in content.items() if key != "crc32"}
+    if content["crc32"] != zlib.crc32(_canonical(rest)):
         raise ValueError("it was changed after the run wrote it")
     return rest
 

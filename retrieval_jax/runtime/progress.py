@@ -9,13 +9,20 @@ from contextlib import suppress
 
 from tqdm import tqdm
 
+from retrieval_jax.runtime.errors import printable
+
 _SECONDS_BETWEEN_LINES = 60
 
 
 def say(line: str) -> None:
-    """Prints a line immediately, above any bar; a run goes on where nobody can read it."""
+    """Prints a line immediately, above any bar; names in it may hold escapes for a terminal."""
+    show(printable(line))
+
+
+def show(text: str) -> None:
+    """Prints a text immediately, above any bar; a run goes on where nobody can read it."""
     try:
-        tqdm.write(line)
+        tqdm.write(text)
         sys.stdout.flush()
     except OSError:  # a closed pipe, a full disk: from here on nothing is printed
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

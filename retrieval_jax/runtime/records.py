@@ -5,7 +5,7 @@ A field that is None is a key that is absent.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, get_args, get_type_hints
 
 
@@ -23,6 +23,20 @@ def plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: plain(item) for key, item in value.items()}
     return [plain(item) for item in value] if isinstance(value, (tuple, list)) else value
+
+
+def leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """What nested dictionaries hold, by the keys that lead there with dots between.
+
+    Example:
+      >>> dict(leaves({"a": {"b": 1}, "c": [2]}))
+      {'a.b': 1, 'c': [2]}
+    """
+    if isinstance(tree, dict):
+        for key, value in tree.items():
+            yield from leaves(value, f"{prefix}.{key}" if prefix else key)
+    else:
+        yield prefix, tree
 
 
 class RecordError(ValueError):
@@ -72,6 +86,8 @@ def typed(kind: Any, value: Any, where: str = "") -> Any:
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         _check(abs(value) < 1e300, where, float)  # or Python can't convert it
         value = float(value)
+    if kind is int and isinstance(value, int):
+        _check(abs(value) < 2**63, where, kind)
     _check(isinstance(value, kind) and (kind is bool or not isinstance(value, bool)), where, kind)
     return value
 

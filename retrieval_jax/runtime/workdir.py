@@ -12,14 +12,14 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from typing import Any
 
 from etils import epath
 
 from retrieval_jax.runtime.errors import UserError, printable, reason
-from retrieval_jax.runtime.files import is_remote, make_directory, reaching, read_bytes, write_json
+from retrieval_jax.runtime.files import is_remote, make_directory, reaching, read_json, write_json
 from retrieval_jax.runtime.origins import sealed, unsealed
 from retrieval_jax.runtime.progress import say
+from retrieval_jax.runtime.records import leaves
 
 _MISSING = "nothing"
 _RENEWED = 15.0  # seconds from one renewal of a lease to the next
@@ -125,7 +125,7 @@ def differences(there: dict, here: dict) -> str:
       >>> differences({"a": {"b": 1}, "c": 2}, {"a": {"b": 3}, "c": 2})
       'a.b is 1 there and 3 here'
     """
-    held, asked = dict(_leaves(there)), dict(_leaves(here))
+    held, asked = dict(leaves(there)), dict(leaves(here))
     found = [
         f"{key} is {held.get(key, _MISSING)!r} there and {asked.get(key, _MISSING)!r} here"
         for key in sorted(held.keys() | asked.keys())
@@ -135,14 +135,6 @@ def differences(there: dict, here: dict) -> str:
     return "; ".join(found[:3]) + more
 
 
-def _leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(tree, dict):
-        for key, value in tree.items():
-            yield from _leaves(value, f"{prefix}.{key}" if prefix else key)
-    else:
-        yield prefix, tree
-
-
 def _as_read(content: dict) -> dict:
     return json.loads(json.dumps(content))  # tuples are lists
 
@@ -150,10 +142,10 @@ def _as_read(content: dict) -> dict:
 def _claimed(path: epath.Path) -> dict | None:
     """What a run wrote there; None if nothing is there."""
     try:
-        content = json.loads(read_bytes(path))
+        content = read_json(path)
     except FileNotFoundError:
         return None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise UserError(
             f"{str(path)!r} is not readable JSON; give another --workdir or remove this one"
         ) from error
@@ -227,8 +219,8 @@ def _await_end(path: epath.Path, lease: epath.Path) -> None:
 
     def read() -> dict | None:
         try:
-            return dict(json.loads(read_bytes(lease)))
-        except (FileNotFoundError, ValueError, TypeError, RecursionError):
+            return dict(read_json(lease))
+        except (FileNotFoundError, ValueError, TypeError):
             return None
 
     first = read()

@@ -13,6 +13,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint import checkpoint_managers
+from orbax.checkpoint._src.multihost import multihost
 
 from retrieval_jax.runtime import hosts
 from retrieval_jax.runtime.errors import UserError, reason
@@ -25,7 +26,9 @@ from retrieval_jax.runtime.files import (
 )
 from retrieval_jax.runtime.progress import say
 
+# Orbax measures its time-outs by the clock, which a suspended machine sets forward by hours.
 _YEAR = 365 * 24 * 3600  # seconds
+multihost._DEFAULT_BARRIER_TIMEOUT = _YEAR  # no option sets this one
 
 
 class Checkpoints:
@@ -159,7 +162,6 @@ class Checkpoints:
                         ]
                     ),
                     cleanup_tmp_directories=True,  # of a save that was killed
-                    # Measured by the clock, which a suspended machine sets forward by hours.
                     async_options=ocp.options.AsyncOptions(timeout_secs=_YEAR),
                     multiprocessing_options=ocp.options.MultiprocessingOptions(
                         primary_host=0, active_processes={0}, barrier_sync_key_prefix="first"
