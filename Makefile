@@ -34,6 +34,7 @@ docs: $(VENV)/installed
 
 chaos: $(VENV)/installed
 	$(BIN)/python -m tools.chaos
+	$(BIN)/python -m tools.faults
 
 # Every reader of a file, for SECONDS in all.
 SECONDS ?= 3600

@@ -14,8 +14,8 @@ from retrieval_jax.data.images import ImageSet, LazyImages
 from retrieval_jax.report.results import Results
 from retrieval_jax.runtime import hosts
 from retrieval_jax.runtime.errors import UserError
-from retrieval_jax.runtime.files import in_one_sentence
-from retrieval_jax.runtime.workdir import claim, differences, open_workdir
+from retrieval_jax.runtime.origins import origin_of
+from retrieval_jax.runtime.workdir import check, claim, differences
 from retrieval_jax.training.epoch import Recipe
 from retrieval_jax.training.labels import Budget
 
@@ -90,15 +90,8 @@ def _decisive(record: dict[str, Any]) -> dict[str, Any]:
     return kept_keys | {"data": data, "training": training}
 
 
-def claim_config(workdir: epath.Path, experiment: Experiment) -> None:
-    """Raises if the training differs from the workdir's, or from process 0's."""
-    decisive = _decisive(experiment.record)
-    if not experiment.extends:  # the rate at every step depends on the number of epochs
-        decisive["training"]["epochs"] = experiment.record["training"]["epochs"]
-    if hosts.is_first():
-        open_workdir(workdir)
-        with in_one_sentence(workdir):
-            claim(workdir, "config.json", decisive)
+def check_config(experiment: Experiment) -> None:
+    """Raises if this process has another config than process 0."""
     own = json.loads(
         json.dumps(
             _decisive(experiment.record) | {"later": [experiment.record[key] for key in _LATER]}
@@ -111,13 +104,32 @@ def claim_config(workdir: epath.Path, experiment: Experiment) -> None:
         )
 
 
-def claim_data(workdir: epath.Path, data: ImageSet) -> None:
-    """Raises if the images differ from those that the run began with, on any host."""
-    fingerprint = _fingerprint(data)
+def check_workdir(workdir: epath.Path, experiment: Experiment) -> None:
+    """Raises if the workdir is of another training, before anything is loaded."""
     if hosts.is_first():
-        claim(workdir, "data.json", fingerprint)
+        check(workdir, "config.json", _claim(experiment))
+
+
+def claimed(workdir: epath.Path, experiment: Experiment, data: ImageSet) -> str:
+    """Binds the workdir to the training and the images; returns the origin of its files.
+
+    Raises:
+      UserError: it is bound to others, or the images differ between the processes.
+    """
+    config, fingerprint = _claim(experiment), _fingerprint(data)
     if hosts.from_first(fingerprint) != fingerprint:
         raise UserError("the data is not what process 0 has; give every host the same")
+    origin = origin_of(config, fingerprint)
+    if hosts.is_first():
+        claim(workdir, {"config.json": config, "data.json": fingerprint}, origin)
+    return origin
+
+
+def _claim(experiment: Experiment) -> dict[str, Any]:
+    decisive = _decisive(experiment.record)
+    if not experiment.extends:  # the rate at every step depends on the number of epochs
+        decisive["training"]["epochs"] = experiment.record["training"]["epochs"]
+    return decisive
 
 
 def _fingerprint(data: ImageSet) -> dict[str, Any]:

@@ -1,4 +1,25 @@
-"""The command `retrieval-jax`, also `python -m retrieval_jax`.
+"""The command `retrieval-jax`: see `_USAGE`."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from absl import flags, logging
+from etils import epath
+from ml_collections import ConfigDict, config_flags
+
+from retrieval_jax.runtime.errors import Interrupted, UserError, printable
+from retrieval_jax.runtime.files import as_path
+from retrieval_jax.runtime.interruption import MESSAGE, Interruption
+from retrieval_jax.runtime.progress import complain, prepare_streams, say, show
+
+# Not the docstring, which `python -OO` leaves out.
+_USAGE = """The command `retrieval-jax`, also `python -m retrieval_jax`.
 
     retrieval-jax run --config=CONFIG --workdir=DIR [--config.key=value …]
     retrieval-jax report DIR
@@ -6,7 +27,8 @@
     retrieval-jax sweep FILE --workdir=DIR
 
 run      does an experiment and leaves everything in DIR, a directory or gs://BUCKET/DIRECTORY. The
-         same command resumes it after an interruption; SIGTERM saves and exits with code 75.
+         same command resumes it after an interruption; SIGTERM saves and exits with code 75,
+         Ctrl-C saves and exits with code 130, a second Ctrl-C exits at once.
          CONFIG is a Python file with `get_config()`, or the name of one that comes along, such as
          quickstart:hint. `retrieval-jax run --help` lists every key.
 report   makes the figures and the page of a finished run again.
@@ -15,22 +37,6 @@ sweep    runs the configs of FILE with all its overrides and seeds.
 
 Bad input ends with one sentence on standard error and exit code 2.
 """
-
-from __future__ import annotations
-
-import os
-import sys
-import time
-from pathlib import Path
-
-from absl import flags, logging
-from etils import epath
-from ml_collections import ConfigDict, config_flags
-
-from retrieval_jax.runtime.errors import Interrupted, UserError, printable
-from retrieval_jax.runtime.files import as_path
-from retrieval_jax.runtime.interruption import INTERRUPTED, MESSAGE, Interruption
-
 _HELP = "see retrieval-jax run --help for every key"
 
 
@@ -112,26 +118,27 @@ def main(arguments: list[str]) -> int:
     name = arguments[0] if arguments and not arguments[0].startswith("-") else "run"
     rest = arguments[1:] if arguments[:1] == [name] else arguments
     if arguments in ([], ["--help"], ["-h"], ["help"]):
-        print(__doc__)
+        show(_USAGE)
         return 0
     if name == "run":
         return _run(rest)
     if name == "report":
         from retrieval_jax.report.page import main as report
 
-        return report(rest)
+        with Interruption():
+            return report(rest)
     if name == "compare":
         from retrieval_jax.report.compare import main as compare
 
-        return compare(rest)
+        with Interruption():
+            return compare(rest)
     if name == "sweep":
         from retrieval_jax.sweep import main as sweep
 
         return sweep(rest)
-    print(
+    complain(
         f"error: there is no command {printable(name)!r}; "
-        "the commands are run, report, compare and sweep",
-        file=sys.stderr,
+        "the commands are run, report, compare and sweep"
     )
     return 2
 
@@ -140,24 +147,40 @@ def command() -> None:
     """The console script."""
     if sys.argv[1:2] not in (["report"], ["compare"], ["sweep"]):
         with_huge_pages()
+    prepare_streams()
+    sys.unraisablehook = _without_orbax(sys.unraisablehook)
     code = main(sys.argv[1:])
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:  # or Python's own flush would end with another exit code
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     if code == 2:
         # Threads of Orbax would wait for minutes for what a failed save no longer brings.
-        sys.stdout.flush()
-        sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
 
 
+def _without_orbax(hook: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Leaves out what a failed save or restore of Orbax says of the event loop that it closed."""
+
+    def said(what: Any) -> None:
+        if "Event loop is closed" not in str(what.exc_value):
+            hook(what)
+
+    return said
+
+
 def _run(arguments: list[str]) -> int:
     started = time.perf_counter()
+    interruption = Interruption()
     # Orbax logs a traceback of what it raises as well.
     logging.set_verbosity(logging.FATAL)
     try:
         if "--help" in arguments or "-h" in arguments:
             _print_reference([a for a in arguments if a not in ("--help", "-h")])
             return 0
-        with Interruption() as interruption:
+        with interruption:
             config, workdir = parse(arguments)
             from retrieval_jax import build, pipeline
             from retrieval_jax.config import check_hosts
@@ -174,16 +197,13 @@ def _run(arguments: list[str]) -> int:
                     started=started,
                     interruption=interruption,
                 )
-                print(f"report: {workdir / 'report.html'}")
+                say(f"report: {workdir / 'report.html'}")
     except UserError as error:
-        print(f"error: {printable(str(error))}", file=sys.stderr)
+        complain(f"error: {printable(str(error))}")
         return 2
     except Interrupted:
-        print(MESSAGE, file=sys.stderr)
-        return INTERRUPTED
-    except KeyboardInterrupt:
-        print("interrupted; the same command resumes from the last save", file=sys.stderr)
-        return 130
+        complain(MESSAGE)
+        return interruption.code
     return 0
 
 
@@ -193,9 +213,9 @@ def _print_reference(arguments: list[str]) -> None:
 
     named = any(argument.startswith("--config=") for argument in arguments)
     config = parse([*arguments, "--workdir=unused"])[0] if named else default()
-    print(__doc__)
+    show(_USAGE)
     for key, value, text in reference(config):
-        print(f"--config.{key}={value!r}\n    {text}")
+        show(f"--config.{key}={value!r}\n    {text}")
 
 
 def _configs() -> Path:

@@ -6,7 +6,7 @@ import json
 import shlex
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, NamedTuple
@@ -21,7 +21,14 @@ from retrieval_jax import baselines, embedder, evaluation, probes
 from retrieval_jax.caveats import caveats
 from retrieval_jax.data.images import ImageSet, LazyImages, names_of, view
 from retrieval_jax.data.split import Split, split
-from retrieval_jax.experiment import Experiment, claim_config, claim_data, same, same_baselines
+from retrieval_jax.experiment import (
+    Experiment,
+    check_config,
+    check_workdir,
+    claimed,
+    same,
+    same_baselines,
+)
 from retrieval_jax.numerics.keys import key_for
 from retrieval_jax.ranking import Neighbours
 from retrieval_jax.report import page
@@ -34,6 +41,7 @@ from retrieval_jax.report.results import (
     Scores,
     Training,
     describe_data,
+    file_checksums,
     finished,
     left_out,
     write,
@@ -47,6 +55,7 @@ from retrieval_jax.runtime.model_file import save_model, started_from
 from retrieval_jax.runtime.progress import say
 from retrieval_jax.runtime.records import plain, typed
 from retrieval_jax.runtime.stage_cache import kept
+from retrieval_jax.runtime.workdir import check_path, held
 from retrieval_jax.training.checkpoints import Checkpoints
 from retrieval_jax.training.epoch import DataSet, Recipe
 from retrieval_jax.training.labels import budgeted
@@ -96,22 +105,30 @@ def run(
     """
     started = time.perf_counter() if started is None else started
     interruption = interruption or Interruption()
-    claim_config(workdir, experiment)
+    check_path(workdir)
+    check_config(experiment)
     seconds: dict[str, float] = {}
-    with tqdm(total=len(STAGES), disable=None, leave=False) as bar:
+    with (
+        held(workdir) if hosts.is_first() else nullcontext(),
+        tqdm(total=len(STAGES), disable=None, leave=False) as bar,
+    ):
         stage = partial(_stage, workdir, bar, seconds, interruption)
         with stage("data"):
+            check_workdir(workdir, experiment)
             data, parts, recipe = load(experiment)
-            claim_data(workdir, data)
+            # Not before: a start that fails here leaves the workdir to the corrected command.
+            origin = claimed(workdir, experiment, data)
             for line in [data.description, *data.notes, *_skipped(data)]:
                 say(f"  {line}")
-        before = hosts.from_first(plain(finished(workdir)) if hosts.is_first() else None)
+        before = hosts.from_first(plain(finished(workdir, origin)) if hosts.is_first() else None)
         previous = None if before is None else typed(Results, before)
         if previous and same(previous.provenance.config, experiment.record):
             say("this run is complete")
             return previous
         with stage("train"), interruption.deferred() as asked_to_stop:
-            trained = fit(experiment, workdir, data, parts, recipe, started, asked_to_stop)
+            trained = fit(
+                experiment, workdir, data, parts, recipe, started, asked_to_stop, origin=origin
+            )
             # Of all epochs, those before an interruption included.
             seconds["train"] = sum(row["seconds"] for row in trained.history)
             variables = trained.state.judged(experiment.average)
@@ -123,22 +140,23 @@ def run(
                 crops=experiment.crops,
                 batch=experiment.embedding_batch_size,
             )
+            how = experiment.normalize, experiment.layer, experiment.crops
             arrays, seconds["embed"] = kept(
                 workdir / "embeddings.npz",
-                checksum([variables, experiment.normalize, experiment.layer, experiment.crops]),
+                checksum([origin, variables, *how]),
                 lambda: embed_all(embed(variables), data, parts)._asdict(),
             )
             embeddings = Embeddings(**arrays)
         with stage("cluster"):
             clusters, seconds["cluster"] = kept(
                 workdir / "clusters.npz",
-                checksum([arrays, experiment.clustering, experiment.seed]),
+                checksum([origin, arrays, experiment.clustering, experiment.seed]),
                 lambda: cluster(experiment, embeddings)._asdict(),
             )
         with stage("rank"):
             neighbours, seconds["rank"] = kept(
                 workdir / "neighbours.npz",
-                checksum([arrays, clusters, experiment.neighbours]),
+                checksum([origin, arrays, clusters, experiment.neighbours]),
                 lambda: rank(experiment, parts, embeddings, clusters),
             )
         with stage("score"):
@@ -151,7 +169,7 @@ def run(
             if points > 0:
                 placed, seconds["map"] = kept(
                     workdir / "map.npz",
-                    checksum([arrays, points, experiment.seed]),
+                    checksum([origin, arrays, points, experiment.seed]),
                     lambda: lay_out(embeddings.gallery, points, experiment.seed)._asdict(),
                 )
         with stage("baselines"):
@@ -173,6 +191,7 @@ def run(
             ),
             provenance=_provenance(experiment, data, parts, arguments),
             baselines=scored,
+            origin=origin,
             notes=(*data.notes, *notes),
         )
         with stage("report"):
@@ -198,6 +217,7 @@ def run(
         results = results._replace(seconds=seconds)
         if hosts.is_first():
             with in_one_sentence(workdir):
+                results = results._replace(files=file_checksums(workdir))
                 page.write_page(workdir, results, figures)
                 write(workdir, results)  # last: with it the run is complete
     return results
@@ -236,6 +256,7 @@ def fit(
     recipe: Recipe,
     started: float,
     asked_to_stop: Callable[[], bool] = lambda: False,
+    origin: str = "",
 ) -> Trained:
     """Trains, or takes up what the workdir holds, and leaves the model there."""
     labels = training_labels(experiment, data, parts)
@@ -249,7 +270,7 @@ def fit(
         recipe,
         fit_set,
         validation_set,
-        Checkpoints(workdir / "checkpoints", experiment.checkpoint_seconds),
+        Checkpoints(workdir / "checkpoints", experiment.checkpoint_seconds, origin),
         MetricLog(workdir),
         start_from=partial(started_from, experiment.init_from),
         started=started,

@@ -1,5 +1,6 @@
 """A finished run whose config changes: the stages that depend on it are done again, no others."""
 
+import os
 import shutil
 
 import numpy as np
@@ -8,7 +9,9 @@ from etils import epath
 from test_main import CONFIGS
 
 from retrieval_jax.main import main
+from retrieval_jax.report.page import main as report
 from retrieval_jax.runtime.model_file import read_tensors
+from retrieval_jax.runtime.workdir import held
 
 SHORT = ("training.epochs=2", "report.tsne_points=0", "model.decoder.widths=(8,8)")
 FILES = ("embeddings.npz", "clusters.npz", "neighbours.npz")
@@ -25,7 +28,9 @@ def arrays(workdir):
     for name in FILES:
         with np.load(workdir / name) as archive:
             found |= {(name, key): archive[key] for key in archive.files}
-    return {key: a for key, a in found.items() if key[1] not in ("made_from", "seconds")}
+    return {
+        key: a for key, a in found.items() if key[1] not in ("made_from", "seconds", "checksum")
+    }
 
 
 def same(a, b):
@@ -95,6 +100,81 @@ def test_another_training_is_refused(copy, capsys):
     assert run(copy, "objective.classification.weight=2.0") == 2
     assert "objective.classification.weight is 1.0 there and 2.0 here" in capsys.readouterr().err
     assert written(copy) == before
+
+
+def edit(path, **changes):
+    """Other arrays, with everything else that the file says."""
+    with np.load(path) as archive:
+        np.savez(path, **dict(archive) | changes)
+
+
+def test_what_is_not_the_runs_own_is_made_again(finished, copy, capsys):
+    with np.load(copy / "clusters.npz") as archive:
+        edit(copy / "clusters.npz", gallery=archive["gallery"][::-1])
+    (copy / "images.json").write_text("{}")
+    before = (copy / "embeddings.npz").stat().st_mtime_ns
+    assert report([str(copy)]) == 2
+    assert "images.json is not the file that the run left there" in capsys.readouterr().err
+    assert run(copy) == 0
+    said = capsys.readouterr().out
+    assert "this run is complete" not in said and "epoch 1/" not in said
+    assert "clusters.npz can't be read (it was changed after the run wrote it)" in said
+    assert same(finished, copy) and (copy / "embeddings.npz").stat().st_mtime_ns == before
+    assert (copy / "images.json").read_bytes() == (finished / "images.json").read_bytes()
+    assert run(copy) == 0
+    assert "this run is complete" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("gone", "override", "says"),
+    [
+        (("config.json",), "optimizer.learning_rate=0.01", "data.json' is of a run with another"),
+        (("config.json", "data.json"), "seed=0", "holds checkpoints of a run, but not config.json"),
+    ],
+)
+def test_without_its_config_a_run_is_not_taken_for_another(copy, capsys, gone, override, says):
+    for name in gone:
+        (copy / name).unlink()
+    assert run(copy, override) == 2
+    assert says in capsys.readouterr().err
+    assert not (copy / "config.json").exists()
+
+
+@pytest.mark.parametrize("content", ["7", "{}", '{"seed": 0}', "NaN", "[" * 100_000])
+def test_a_config_that_no_run_wrote_is_refused(copy, capsys, content):
+    (copy / "config.json").write_text(content)
+    assert run(copy) == 2
+    said = capsys.readouterr().err
+    assert "config.json' " in said and "give another --workdir" in said and said.count("\n") == 1
+
+
+def test_checkpoints_of_another_seed_are_refused(finished, tmp_path, capsys):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "damaged").mkdir()
+    (tmp_path / "run" / "metrics.jsonl").mkdir()  # so that it ends once it is claimed
+    assert run(tmp_path / "run", "seed=1") == 2
+    (tmp_path / "run" / "metrics.jsonl").rmdir()
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    shutil.copytree(finished / "checkpoints", tmp_path / "run" / "checkpoints")
+    capsys.readouterr()
+    assert run(tmp_path / "run", "seed=1") == 2
+    assert "are of another run; give another --workdir" in capsys.readouterr().err
+
+
+def test_a_failed_start_leaves_the_workdir_free(tmp_path, capsys):
+    assert run(tmp_path / "run", "data.source=npz", "data.file=typo.npz") == 2
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
+
+
+def test_a_second_process_in_a_workdir_is_refused(copy, capsys):
+    (copy / ".live.1-ab.tmp").write_text("half")
+    with held(epath.Path(copy)):
+        (copy / ".live.1-ab.tmp").write_text("half")  # which the first process is writing
+        assert run(copy) == 2
+        assert (copy / ".live.1-ab.tmp").exists()
+    said = capsys.readouterr().err
+    assert f"another process is running here (process {os.getpid()} on " in said
+    assert run(copy) == 0 and not (copy / ".live.1-ab.tmp").exists()
 
 
 def test_a_run_starts_from_another_ones_parameters(finished, tmp_path, capsys):

@@ -152,6 +152,47 @@ def test_those_of_another_tree_are_refused_and_left_alone(tmp_path):
     assert_restores(directory, 1)
 
 
+@pytest.mark.fast
+def test_those_of_another_origin_are_refused_and_left_alone(tmp_path):
+    save(tmp_path / "checkpoints", [0.5])
+    with pytest.raises(UserError, match="are of another run; give another --workdir"):
+        Checkpoints(tmp_path / "checkpoints", origin="another").restore(state_at(0))
+    assert_restores(tmp_path / "checkpoints", 1)
+
+
+def test_one_that_cannot_be_read_back_ends_the_run_before_the_one_before_is_removed(tmp_path):
+    said = failing_saves(
+        tmp_path / "checkpoints",
+        """
+        checkpoints.save(1, state_at(1), record_at(1))
+        for step in (2, 3, 4):
+            checkpoints.save(step, state_at(step), record_at(step))
+            checkpoints._manager.wait_until_finished()
+            (directory / str(step) / "state" / "manifest.ocdbt").unlink()
+        """,
+    )
+    assert "can't be written (No such file or directory)" in said
+    assert steps_in(tmp_path / "checkpoints") == [1, 2]
+
+
+def test_a_clock_that_is_set_forward_during_a_save_is_no_failure(tmp_path):
+    said = failing_saves(
+        tmp_path / "checkpoints",
+        """
+        import itertools, time
+        now, hours = time.time, itertools.count()
+        time.time = lambda: now() + 3600 * next(hours)
+        for step in (1, 2, 3):
+            checkpoints.save(step, state_at(step), record_at(step))
+        checkpoints.close()
+        assert next(hours) > 10
+        print("saved")
+        """,
+    )
+    assert said == "saved\n"
+    assert_restores(tmp_path / "checkpoints", 3)
+
+
 def failing_saves(directory, body):
     """What a process says whose saves can't be written; Orbax' threads would outlive a test's."""
     code = f"""

@@ -110,6 +110,23 @@ def test_a_lost_process_makes_the_others_ask_for_a_new_start(tmp_path):
     assert "Traceback" not in hosts.said(0)
 
 
+@pytest.mark.parametrize(
+    ("own", "says"),
+    [
+        ("distributed.process=1", "two processes were started with distributed.process=1"),
+        ("distributed.processes=3", "distributed.processes=3 and process 0 with 2"),
+    ],
+)
+def test_a_process_that_is_told_otherwise_ends_all_in_a_sentence(tmp_path, own, says):
+    each = [[*keys, *SETTINGS] for keys in chaos.keys_to_meet(2)]
+    each = [*each, [*each[1], own]] if own.endswith("process=1") else [each[0], [*each[1], own]]
+    workdir = tmp_path / "run"
+    codes = chaos.finish(chaos.started(workdir, 1, each))
+    said = [chaos.log_of(workdir, i).read_text() for i in range(len(each))]
+    assert codes == [2] * len(each), said
+    assert all(says in text and "Traceback" not in text for text in said), said
+
+
 @pytest.mark.parametrize("process", [0, 1])
 def test_a_host_that_is_missing_is_said_in_time(tmp_path, process):
     lonely = Hosts(

@@ -13,6 +13,9 @@ START = """
 import os, signal
 from retrieval_jax.runtime.errors import Interrupted
 from retrieval_jax.runtime.interruption import Interruption
+signal.signal(signal.SIGINT, signal.default_int_handler)  # some who start tests ignore it
+def press():
+    os.kill(os.getpid(), signal.SIGINT)
 def term():
     os.kill(os.getpid(), signal.SIGTERM)
 with Interruption() as interruption:
@@ -25,19 +28,20 @@ def run(body):
 
 
 @pytest.mark.parametrize("busy", ["time.sleep(30)", "jax.jit(long)(1.0).block_until_ready()"])
-def test_outside_of_what_saves_it_ends_at_once(busy):
+@pytest.mark.parametrize(("by", "code"), [("term", 75), ("press", 130)])
+def test_outside_of_what_saves_it_ends_at_once(busy, by, code):
     body = (
         "import jax, time\n"
         "def long(x):\n"
         "    return jax.lax.while_loop(lambda x: x > 0, lambda x: x + 1, x)\n"
         "import threading\n"
         "print('before', flush=True)\n"
-        "threading.Timer(2, term).start()\n"
+        f"threading.Timer(2, {by}).start()\n"
         f"{busy}\n"
         "print('after', flush=True)"
     )
     ended = run(body)
-    assert (ended.returncode, ended.stdout, ended.stderr) == (75, "before\n", MESSAGE + "\n")
+    assert (ended.returncode, ended.stdout, ended.stderr) == (code, "before\n", MESSAGE + "\n")
 
 
 @pytest.mark.parametrize(
@@ -60,6 +64,22 @@ def test_inside_it_answers_and_the_work_goes_on(after, code, said):
     ended = run(body)
     assert ended.stdout == "False\nTrue True\n" + ("True\n" if code == 0 else "")
     assert ended.returncode == code and said in ended.stderr
+
+
+def test_ctrl_c_is_answered_like_sigterm_and_a_second_one_ends_it_at_once():
+    body = (
+        "import time\n"
+        "with interruption.deferred() as asked:\n"
+        "    press()\n"
+        "    print(asked(), interruption.code, flush=True)\n"
+        "    time.sleep(0.2)\n"
+        "    print(interruption.code, flush=True)\n"
+        "    press()\n"
+        "    time.sleep(30)"
+    )
+    ended = run(body)
+    assert ended.returncode == 130 and "Traceback" not in ended.stderr
+    assert ended.stdout.splitlines()[-1] == "130"
 
 
 def test_the_handler_before_is_there_again():

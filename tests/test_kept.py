@@ -57,7 +57,15 @@ def leave_out_its_origin(path):
     np.savez(path, a=np.ones(3))
 
 
-@pytest.mark.parametrize("damage", [truncate, flip_a_bit, put_an_object_in, leave_out_its_origin])
+def change_a_value(path):
+    with np.load(path) as archive:
+        np.savez(path, **dict(archive) | {"a": np.ones(3, np.float32)})
+
+
+DAMAGES = [truncate, flip_a_bit, put_an_object_in, leave_out_its_origin, change_a_value]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_file_is_made_again(tmp_path, capsys, damage):
     make, calls = maker([1, 2, 3])
     kept(tmp_path / "a.npz", 7, make)

@@ -8,6 +8,7 @@ import struct
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -163,14 +164,18 @@ def test_stopped_and_killed_inside_an_epoch_a_run_ends_with_the_same_numbers(who
         names = [path.name for path in checkpoints.iterdir()] if checkpoints.exists() else []
         return max((int(name) for name in names if name.isdigit()), default=0)
 
-    stops = ((signal.SIGTERM, 75, 0), (signal.SIGKILL, -signal.SIGKILL, STEPS))
+    reader, nobody_reads = os.pipe()  # as after `| head -1`: it goes on without output
+    os.close(reader)
+    stops = ((signal.SIGINT, 130, 0), (signal.SIGKILL, -signal.SIGKILL, STEPS))
     for by, code, earliest in stops:
         run = subprocess.Popen(
             [sys.executable, "-m", "retrieval_jax.main", *line],
             env=environment,
-            stdout=subprocess.DEVNULL,
+            stdout=nobody_reads,
             stderr=subprocess.PIPE,
             text=True,
+            # Whoever starts the tests in a background may ignore it.
+            preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
         )
         deadline = time.monotonic() + 300
         while not (saved() > earliest and saved() % STEPS):
@@ -181,6 +186,7 @@ def test_stopped_and_killed_inside_an_epoch_a_run_ends_with_the_same_numbers(who
         assert run.returncode == code and "Traceback" not in said
         assert by == signal.SIGKILL or "the same command" in said
         assert not (tmp_path / "stopped" / "results.json").exists()
+    os.close(nobody_reads)
     assert main(line) == 0
     assert figures_of_merit(tmp_path / "stopped") == figures_of_merit(whole)
 
@@ -349,6 +355,21 @@ def test_a_workdir_that_cannot_be_written_is_refused(tmp_path, capsys, kind):
     said = capsys.readouterr().err
     assert "can't be written" in said and str(workdir) in said
     assert (tmp_path / "file").read_text() == ""
+
+
+@pytest.mark.parametrize("name", ["lr[0.1]", "a*", "b?", "c\\d"])
+def test_a_workdir_under_which_checkpoints_cannot_be_found_is_refused(tmp_path, capsys, name):
+    assert main(arguments(tmp_path / name)) == 2
+    assert "with which checkpoints can't be found again" in capsys.readouterr().err
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("to", [">/dev/full", ">&-", "2>&-", "| head -1", "2>/dev/full"])
+def test_where_nobody_reads_nothing_breaks(to):
+    command = f"set -o pipefail; {sys.executable} -OO -m retrieval_jax.main --help {to}"
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    run = subprocess.run(["bash", "-c", command], capture_output=True, text=True, env=environment)
+    assert (run.returncode, run.stderr) == (0, "")
 
 
 def test_the_program_itself_exits_2_without_a_traceback(tmp_path):

@@ -12,6 +12,7 @@ from retrieval_jax.report.compare import main
 from retrieval_jax.report.results import (
     Score,
     average,
+    file_checksums,
     finished,
     left_out,
     numbers,
@@ -93,13 +94,27 @@ def test_averages_every_number_over_the_runs_that_have_it():
 
 def test_a_run_is_finished_with_its_report(tmp_path):
     workdir = epath.Path(tmp_path)
-    assert finished(workdir) is None
-    write(workdir, results())
-    assert finished(workdir) is None
+    (tmp_path / "images.json").write_text("[]")
+    whole = results()._replace(origin="a", files=file_checksums(workdir))
+    assert finished(workdir, "a") is None
+    write(workdir, whole)
+    assert finished(workdir, "a") is None
     (tmp_path / "report.html").write_text("")
-    assert finished(workdir) == results()
-    (tmp_path / "results.json").write_text('{"format"')
-    assert finished(workdir) is None
+    assert finished(workdir, "a") == whole
+    assert finished(workdir, "b") is None  # of another run
+    content = (tmp_path / "results.json").read_text()
+    edited = content.replace('"seed": 7', '"seed": 1')
+    assert edited != content
+    for other in ('{"format"', "{}", "7", "NaN", edited):
+        (tmp_path / "results.json").write_text(other)
+        assert finished(workdir, "a") is None
+        with pytest.raises(UserError):
+            read(workdir)
+    write(workdir, results())  # as earlier versions did
+    assert finished(workdir, "a") is None and read(workdir) == results()
+    write(workdir, whole)
+    (tmp_path / "images.json").write_text("[1]")
+    assert finished(workdir, "a") is None
 
 
 def test_left_out_says_why():
@@ -173,7 +188,7 @@ def test_a_broken_results_file_gets_one_sentence(case, tmp_path, capsys):
     (tmp_path / "results.json").write_bytes(content)
     with pytest.raises(UserError, match="results.json"):
         read(tmp_path)
-    assert finished(epath.Path(tmp_path)) is None
+    assert finished(epath.Path(tmp_path), "a") is None
     assert main([str(tmp_path)]) == 2
     out, err = capsys.readouterr()
     assert not out and err.count("\n") == 1 and err.endswith(".\n")

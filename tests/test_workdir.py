@@ -1,35 +1,73 @@
 """A workdir belongs to one run, and its files are whole."""
 
+import json
+import os
+import socket
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+from etils import epath
 
+from retrieval_jax.runtime import workdir as workdir_files
 from retrieval_jax.runtime.errors import UserError
 from retrieval_jax.runtime.files import locked, write_arrays, write_json
-from retrieval_jax.runtime.workdir import claim
+
+
+def claim(workdir, content, origin="a", data=None):
+    contents = {"config.json": content, "data.json": data or {"images": 2}}
+    workdir_files.claim(epath.Path(workdir), contents, origin)
 
 
 def test_the_same_content_claims_again_and_another_is_refused(tmp_path):
-    claim(tmp_path, "config.json", {"a": {"b": 1, "c": (1, 2)}, "d": "x"})
-    claim(tmp_path, "config.json", {"d": "x", "a": {"b": 1, "c": (1, 2)}})
+    claim(tmp_path, {"a": {"b": 1, "c": (1, 2)}, "d": "x"})
+    claim(tmp_path, {"d": "x", "a": {"b": 1, "c": (1, 2)}})
     with pytest.raises(
         UserError, match=r"a\.b is 1 there and 2 here; d is 'x' there and 'nothing'"
     ):
-        claim(tmp_path, "config.json", {"a": {"b": 2, "c": (1, 2)}})
+        claim(tmp_path, {"a": {"b": 2, "c": (1, 2)}})
+    with pytest.raises(UserError, match="images is 2 there and 3 here"):
+        claim(tmp_path, {"d": "x", "a": {"b": 1, "c": (1, 2)}}, data={"images": 3})
 
 
 def test_many_differences_are_counted(tmp_path):
-    claim(tmp_path, "config.json", {str(i): i for i in range(9)})
+    claim(tmp_path, {str(i): i for i in range(9)})
     with pytest.raises(UserError, match="and 6 more"):
-        claim(tmp_path, "config.json", {str(i): i + 1 for i in range(9)})
+        claim(tmp_path, {str(i): i + 1 for i in range(9)})
 
 
 def test_a_foreign_file_is_refused(tmp_path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(UserError, match="not readable JSON"):
-        claim(tmp_path, "config.json", {})
+        claim(tmp_path, {})
+
+
+def test_one_of_the_two_that_is_gone_comes_back_for_its_own_run_alone(tmp_path):
+    claim(tmp_path, {"seed": 0})
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(UserError, match="data.json' is of a run with another config"):
+        claim(tmp_path, {"seed": 1}, origin="b")
+    claim(tmp_path, {"seed": 0})
+    assert json.loads((tmp_path / "config.json").read_text())["seed"] == 0
+
+
+def test_a_lease_is_taken_over_from_a_dead_process_and_not_from_a_live_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(workdir_files, "_RENEWED", 1.0)
+    with subprocess.Popen([sys.executable, "-c", ""]) as ended:
+        pass
+    path, lease = epath.Path(tmp_path), tmp_path / "lease.json"
+    for number, host in ((ended.pid, socket.gethostname()), (1, "elsewhere")):
+        lease.write_text(json.dumps({"owner": f"process {number} on {host}", "count": 3}))
+        with workdir_files._leased(path):
+            assert f"process {os.getpid()} on" in json.loads(lease.read_text())["owner"]
+        assert not lease.exists()
+    with workdir_files._leased(path):
+        content = json.loads(lease.read_text())
+        monkeypatch.setattr(socket, "gethostname", lambda: "elsewhere")
+        with pytest.raises(UserError, match="another process is running here"):
+            workdir_files._leased(path).__enter__()
+        assert json.loads(lease.read_text())["token"] == content["token"]
 
 
 def test_files_come_back_and_leave_nothing_beside_them(tmp_path):

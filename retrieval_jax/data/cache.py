@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -19,8 +20,12 @@ _FORMAT = 2  # raise it when decoding changes
 
 def cache_home() -> Path:
     """Where this project keeps what it can compute or download again."""
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return home / "retrieval_jax"
+    if home := os.environ.get("XDG_CACHE_HOME"):
+        return Path(home) / "retrieval_jax"
+    try:
+        return Path.home() / ".cache" / "retrieval_jax"
+    except RuntimeError:  # a user without a home, as in a container
+        return Path(tempfile.gettempdir()) / f"retrieval_jax-{os.getuid()}"
 
 
 def cached(

@@ -24,6 +24,7 @@ from retrieval_jax.report.results import Epoch, Results
 from retrieval_jax.report.text import Parser, duration, loss, named, say, score
 from retrieval_jax.runtime.errors import UserError, printable, reason
 from retrieval_jax.runtime.files import as_path, make_directory, read_arrays, read_bytes, read_json
+from retrieval_jax.runtime.workdir import held
 
 _SHOWN = 5  # neighbours in a retrieval row, as in the 2020 report
 _BETTER = "\N{BLACK UP-POINTING TRIANGLE}"
@@ -43,8 +44,10 @@ def make(workdir: epath.PathLike) -> epath.Path:
     """
     workdir = epath.Path(workdir)
     results = schema.read(workdir)
+    schema.check_files(workdir, results, ("examples.npz", "map.npz", "images.json"))
     try:
-        return write_page(workdir, results, draw(workdir, results))
+        with held(workdir):
+            return write_page(workdir, results, draw(workdir, results))
     except OSError as error:
         raise UserError(
             f"the report of {printable(str(workdir))} can't be made: {reason(error)}."

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import statistics
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from etils import epath
@@ -17,9 +18,14 @@ from retrieval_jax.data.images import ImageSet
 from retrieval_jax.data.split import Split
 from retrieval_jax.runtime.errors import UserError, printable, reason
 from retrieval_jax.runtime.files import reaching, read_json, write_json
+from retrieval_jax.runtime.origins import file_checksum, sealed, unsealed
 from retrieval_jax.runtime.records import RecordError, plain, typed
 
 FORMAT = 2
+_FILES = (
+    *("model.safetensors", "model.json", "embeddings.npz", "clusters.npz", "neighbours.npz"),
+    *("map.npz", "examples.npz", "images.json"),
+)
 
 
 class Unfinished(UserError):
@@ -165,6 +171,8 @@ class Results(NamedTuple):
       provenance: where all of it comes from.
       baselines: name → the same scores of an embedding that nobody trained.
       notes: a sentence for each thing that changes what a score means, or that the data lacks.
+      origin: of the run, see `retrieval_jax.runtime.origins`; None in those of earlier versions.
+      files: name → CRC-32 of the files beside it; None in those of earlier versions.
     """
 
     name: str
@@ -175,6 +183,8 @@ class Results(NamedTuple):
     provenance: Provenance
     baselines: dict[str, Scores] = {}
     notes: tuple[str, ...] = ()
+    origin: str | None = None
+    files: dict[str, int] | None = None
 
 
 class Mean(NamedTuple):
@@ -237,7 +247,7 @@ def write(workdir: epath.Path, results: Results) -> None:
       ValueError: a number is not finite.
       OSError: it can't be written.
     """
-    write_json(workdir / "results.json", {"format": FORMAT} | plain(results))
+    write_json(workdir / "results.json", sealed({"format": FORMAT} | plain(results)))
 
 
 def read(workdir: epath.PathLike) -> Results:
@@ -264,9 +274,14 @@ def read(workdir: epath.PathLike) -> Results:
     except OSError as error:
         raise UserError(f"{shown} can't be read: {reason(error)}.") from None
     except ValueError:
-        raise UserError(f"{shown} is broken, it is not JSON: repeat the run's report.") from None
+        raise UserError(f"{shown} is broken, it is not JSON: repeat the run's command.") from None
     if not isinstance(content, dict) or "format" not in content:
         raise UserError(f"{shown} is not the results file of a run of this project.")
+    if "crc32" in content:  # not in those of earlier versions
+        try:
+            content = unsealed(content)
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{shown} is not to be trusted, {error}: repeat its command.") from None
     try:
         if content["format"] == FORMAT:
             return _sound(typed(Results, content))
@@ -297,15 +312,47 @@ def _sound(results: Results) -> Results:
     return results
 
 
-def finished(workdir: epath.Path) -> Results | None:
-    """The results of a complete run; None where there are none, or no report with them."""
+def file_checksums(workdir: epath.Path) -> dict[str, int]:
+    """CRC-32 of the files that a run leaves beside `results.json`, of those that are there."""
+    with reaching(workdir):
+        there = [name for name in _FILES if (workdir / name).exists()]
+    return {name: file_checksum(workdir / name) for name in there}
+
+
+def check_files(workdir: epath.Path, results: Results, names: Sequence[str] = _FILES) -> None:
+    """Raises if a file is not the one that the run left; what earlier versions left is not checked.
+
+    Raises:
+      UserError: it was changed, is of another run, or is missing.
+    """
+    for name in names:
+        if results.files is None or name not in results.files:
+            continue
+        with suppress(OSError):
+            if file_checksum(workdir / name) == results.files[name]:
+                continue
+        raise UserError(
+            f"{printable(str(workdir / name))} is not the file that the run left there: repeat the "
+            "run's command, which makes it again."
+        )
+
+
+def finished(workdir: epath.Path, origin: str | None = None) -> Results | None:
+    """The results of a complete run, of this origin if given, whose files are as it left them.
+
+    None where there are none, or no report with them.
+    """
     try:
         with reaching(workdir):
             if not (workdir / "report.html").exists():
                 return None
-        return read(workdir)
+        results = read(workdir)
+        if results.files is None or (origin is not None and results.origin != origin):
+            return None
+        check_files(workdir, results)
     except (OSError, UserError):
         return None
+    return results
 
 
 def numbers(results: Results) -> dict[tuple[str, ...], float]:

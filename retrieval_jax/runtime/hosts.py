@@ -56,17 +56,19 @@ def meeting(coordinator: str, processes: int, process: int, timeout: int) -> Ite
       timeout: seconds to wait for all to meet; then this process exits with code 1.
 
     Raises:
-      UserError: the arguments are incomplete, or `jax.distributed` rejects them.
+      UserError: the arguments are incomplete, `jax.distributed` rejects them, or another process
+        has the same number or another count.
     """
-    if not (coordinator or _in_cluster()) or not _meet(coordinator, processes, process, timeout):
-        yield
-        return
     leaving = threading.Event()
     followers = [
-        threading.Thread(target=follow, args=(leaving,), daemon=True) for follow in (_obey, _watch)
+        threading.Thread(target=_obey, args=(leaving, process), daemon=True),
+        threading.Thread(target=_watch, args=(leaving,), daemon=True),
     ]
-    for follower in followers:
-        follower.start()
+    if not (coordinator or _in_cluster()) or not _meet(
+        coordinator, processes, process, timeout, followers
+    ):
+        yield
+        return
     try:
         # All would print the same; errors, on standard error, are printed by all.
         with open(os.devnull, "w") as nowhere:
@@ -134,8 +136,10 @@ def _in_cluster() -> bool:
     return slurm or kubernetes or tpu
 
 
-def _meet(coordinator: str, processes: int, process: int, timeout: int) -> bool:
-    """Connects all devices; returns whether there are other processes."""
+def _meet(
+    coordinator: str, processes: int, process: int, timeout: int, followers: list[threading.Thread]
+) -> bool:
+    """Connects all devices and starts the followers; returns whether there are other processes."""
     where = coordinator or "the cluster's coordinator"
 
     def give_up() -> None:
@@ -171,10 +175,16 @@ def _meet(coordinator: str, processes: int, process: int, timeout: int) -> bool:
             if not coordinator and "coordinator_address should be defined" in str(error):
                 return False  # JAX finds no cluster: a single TPU host
             raise
+        if coordinator:
+            _compare_starts(processes, process, timeout)
+        followers[0].start()
         # Connect now, while all are here: later one may be ahead of another by more than the 30 s
         # that Gloo waits. The second call connects the groups of `broadcast_one_to_all`.
         jax.pmap(lambda x: jax.lax.psum(x, "i"), "i")(np.zeros(jax.local_device_count()))
         multihost_utils.broadcast_one_to_all(np.int32(0))
+        followers[1].start()
+    except UserError:
+        raise
     except Exception as error:  # from JAX, the network or a cluster's own service
         raise UserError(
             f"the processes can't meet at {where}: {' '.join(str(error).split())}"
@@ -184,13 +194,35 @@ def _meet(coordinator: str, processes: int, process: int, timeout: int) -> bool:
     return True
 
 
+def _compare_starts(processes: int, process: int, timeout: int) -> None:
+    """Raises, and stops the others, if they were told another count or one has this number."""
+    client, sentence = _client(), None
+    try:
+        client.key_value_set(f"retrieval_jax/started/{process}", str(processes))
+    except Exception:  # the key is there: keys are not overwritten
+        sentence = (
+            f"two processes were started with distributed.process={process}; give each its own "
+            f"number, from 0 to {processes - 1}"
+        )
+    first = client.blocking_key_value_get("retrieval_jax/started/0", 1000 * timeout)
+    if first != str(processes):
+        sentence = (
+            f"process {process} was started with distributed.processes={processes} and process 0 "
+            f"with {first}; give all the same"
+        )
+    if sentence:
+        with contextlib.suppress(Exception):  # another one told them first
+            client.key_value_set(_REASON, f"2 {sentence}")
+        raise UserError(sentence)
+
+
 def _client() -> Any:
     from orbax.checkpoint import multihost  # JAX has no public name for its key-value store
 
     return multihost.get_jax_distributed_client()
 
 
-def _obey(leaving: threading.Event) -> None:
+def _obey(leaving: threading.Event, process: int) -> None:
     """Ends this process when another one fails: collectives would wait for it forever."""
     client = _client()
     with contextlib.suppress(Exception):  # process 0, which holds the key, is gone
@@ -198,7 +230,8 @@ def _obey(leaving: threading.Event) -> None:
         if not leaving.is_set():
             code, _, sentence = reason.partition(" ")
             print(f"error: {sentence}", file=sys.stderr, flush=True)
-            _leave(int(code))
+            # JAX, which is asked only where nobody said, may still be connecting.
+            _leave(int(code), process == 0 if process >= 0 else is_first())
 
 
 def _watch(leaving: threading.Event) -> None:
@@ -233,13 +266,13 @@ def _stop_all(error: BaseException) -> NoReturn:
         traceback.print_exception(error)
     with contextlib.suppress(Exception):  # another one failed first; all stop with its reason
         _client().key_value_set(_REASON, f"{code} {reason} (process {jax.process_index()})")
-    _leave(code)
+    _leave(code, is_first())
 
 
-def _leave(code: int) -> NoReturn:
+def _leave(code: int, first: bool) -> NoReturn:
     """Ends this process once all know why; JAX's own exit would wait for them to end normally."""
     _wait_for_all("stopped", 5)
-    if is_first():
+    if first:
         time.sleep(1)  # JAX aborts the others when this one is gone
     sys.stderr.flush()
     os._exit(code)

@@ -1,15 +1,17 @@
-"""SIGTERM, which announces preemption and the end of a job's time: save, then exit."""
+"""SIGTERM, which announces preemption and the end of a job's time, and Ctrl-C: save, then exit."""
 
 from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 INTERRUPTED = 75  # exit code, EX_TEMPFAIL of sysexits.h
+BY_KEYBOARD = 130  # exit code that shells give for SIGINT
 MESSAGE = "interrupted; run the same command again to resume"
 
 
@@ -19,11 +21,17 @@ class Interruption:
     SIGTERM ends a single process at once with the exit code `INTERRUPTED`, since whatever it writes
     is written whole or not at all; inside `deferred` it only makes `asked` True. With several
     processes `jax.distributed` receives it, and `asked` turns True in the same place on all.
+    Ctrl-C does the same with the code `BY_KEYBOARD`, and a second one ends the process at once:
+    never by an exception, which jaxlib doesn't survive while it compiles.
+
+    Attributes:
+      code: the exit code of a run that was stopped.
     """
 
     def __init__(self) -> None:
         self._told = self._deferred = self._told_deferred = False
-        self._calls = 0
+        self._calls = self._presses = 0
+        self.code = INTERRUPTED
 
     def __enter__(self) -> Interruption:
         # Python runs handlers in the main thread only, between its own instructions: a thread that
@@ -32,8 +40,11 @@ class Interruption:
         if self._hears:
             heard, told = os.pipe()
             os.set_blocking(told, False)
+            heard_of = [signal.SIGTERM]
+            if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:  # as in the background of a shell
+                heard_of.append(signal.SIGINT)
             self._before = (
-                signal.signal(signal.SIGTERM, self._tell),
+                {number: signal.signal(number, self._tell) for number in heard_of},
                 signal.set_wakeup_fd(told, warn_on_full_buffer=False),
             )
             threading.Thread(target=self._hear, args=(heard,), daemon=True).start()
@@ -41,8 +52,9 @@ class Interruption:
 
     def __exit__(self, *_: object) -> None:
         if self._hears:
-            handler, wakeup = self._before
-            signal.signal(signal.SIGTERM, handler)
+            handlers, wakeup = self._before
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
             os.close(signal.set_wakeup_fd(wakeup))  # which ends the thread
 
     @contextmanager
@@ -62,13 +74,34 @@ class Interruption:
         self._told = self._told or multihost_utils.reached_preemption_sync_point(self._calls)
         return self._told
 
-    def _tell(self, *_: Any) -> None:
-        self._told, self._told_deferred = True, self._deferred
+    def _tell(self, number: int, _: Any) -> None:
+        if number == signal.SIGINT:
+            self.code = BY_KEYBOARD
+        if not _is_one_of_several():  # or `asked` would be True on this process alone
+            self._told, self._told_deferred = True, self._deferred
 
     def _hear(self, heard: int) -> None:
         while numbers := os.read(heard, 16):
+            if pressed := numbers.count(signal.SIGINT):
+                self.code, self._presses = BY_KEYBOARD, self._presses + pressed
+                if self._presses > 1:
+                    self._leave("interrupted; the same command resumes from the last save")
+                if _is_one_of_several():
+                    os.kill(os.getpid(), signal.SIGTERM)  # which tells the others too
+                    continue
             # A signal during `deferred` may be read here after it has ended: `asked` handled it.
-            if signal.SIGTERM in numbers and not (self._deferred or self._told_deferred):
-                os.write(2, f"{MESSAGE}\n".encode())
-                os._exit(INTERRUPTED)
+            heard_of = pressed or signal.SIGTERM in numbers
+            if heard_of and not (self._deferred or self._told_deferred):
+                self._leave(MESSAGE)
         os.close(heard)
+
+    def _leave(self, sentence: str) -> None:
+        with suppress(OSError):  # nobody may be reading
+            os.write(2, f"{sentence}\n".encode())
+        os._exit(self.code)
+
+
+def _is_one_of_several() -> bool:
+    jax = sys.modules.get("jax")  # a signal may come before, or while, JAX is imported
+    is_initialized = getattr(getattr(jax, "distributed", None), "is_initialized", bool)
+    return bool(is_initialized())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import zlib
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from retrieval_jax.runtime import hosts
 from retrieval_jax.runtime.errors import UserError, printable, reason
 from retrieval_jax.runtime.files import as_path, read_bytes, read_json, replacing, write_json
+from retrieval_jax.runtime.origins import sealed, unsealed
 from retrieval_jax.runtime.progress import say
 
 TENSORS, DESCRIPTION = "model.safetensors", "model.json"
@@ -32,20 +35,23 @@ def save_model(
         name: np.asarray(value, order="C")
         for name, value in flatten_dict(variables, sep="/").items()
     }
+    content = safetensors.numpy.save(tensors)
     with replacing(directory / TENSORS) as file:
-        file.write(safetensors.numpy.save(tensors))
-    write_json(directory / DESCRIPTION, {"format": 1, **description})
+        file.write(content)
+    described = {"format": 1, "tensors": zlib.crc32(content), **description}
+    write_json(directory / DESCRIPTION, sealed(json.loads(json.dumps(described))))
 
 
 def read_tensors(directory: epath.Path) -> dict[str, np.ndarray]:
     """Collection/…/name → array, as `save_model` wrote them.
 
     Raises:
-      UserError: it isn't there, or is damaged.
+      UserError: it isn't there, is damaged, or is not the one that `model.json` describes.
     """
     path = directory / TENSORS
     try:
-        return safetensors.numpy.load(read_bytes(path))
+        content = read_bytes(path)
+        tensors = safetensors.numpy.load(content)
     except FileNotFoundError:
         raise UserError(
             f"{printable(str(path))} is missing; name the workdir of a finished run"
@@ -54,6 +60,13 @@ def read_tensors(directory: epath.Path) -> dict[str, np.ndarray]:
         raise UserError(
             f"{printable(str(path))} can't be read ({reason(error)}); finish the run again"
         ) from error
+    # What earlier versions wrote has no checksum.
+    if read_description(directory).get("tensors", zlib.crc32(content)) != zlib.crc32(content):
+        raise UserError(
+            f"{printable(str(path))} is not the network that {DESCRIPTION} describes; finish the "
+            "run again"
+        )
+    return tensors
 
 
 def started_from(run: str, params: Any) -> Any:
@@ -94,6 +107,8 @@ def read_description(directory: epath.Path) -> dict[str, Any]:
     path = directory / DESCRIPTION
     try:
         found = read_json(path)
+        if "crc32" in found:  # not in those of earlier versions
+            found = unsealed(found)
         shape, encoder = found["image_shape"], found["encoder"]
         sound = (
             found["format"] == 1

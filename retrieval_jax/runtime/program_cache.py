@@ -15,6 +15,9 @@ def keep_programs(directory: str) -> None:
     """
     if not directory or os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         return
-    jax.config.update("jax_compilation_cache_dir", os.path.expanduser(directory))
+    directory = os.path.expanduser(directory)
+    if directory.startswith("~"):  # there is no home
+        return
+    jax.config.update("jax_compilation_cache_dir", directory)
     # By default JAX skips what compiles in under a second, of which a run has a hundred programs.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

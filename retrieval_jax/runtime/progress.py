@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
+from contextlib import suppress
 
 from tqdm import tqdm
 
@@ -14,8 +16,32 @@ _SECONDS_BETWEEN_LINES = 60
 
 def say(line: str) -> None:
     """Prints a line immediately, above any bar; names in it may hold escapes for a terminal."""
-    tqdm.write(printable(line))
-    sys.stdout.flush()
+    show(printable(line))
+
+
+def show(text: str) -> None:
+    """Prints a text immediately, above any bar; a run goes on where nobody can read it."""
+    try:
+        tqdm.write(text)
+        sys.stdout.flush()
+    except OSError:  # a closed pipe, a full disk: from here on nothing is printed
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def prepare_streams() -> None:
+    """Makes standard output and error take any text, closed or in whatever encoding they are."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", encoding="utf-8"))
+        else:
+            stream.reconfigure(errors="backslashreplace")
+
+
+def complain(sentence: str) -> None:
+    """Prints a sentence on standard error, if anyone can read it."""
+    with suppress(OSError):
+        print(sentence, file=sys.stderr, flush=True)
 
 
 class Progress:

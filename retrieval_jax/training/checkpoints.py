@@ -13,11 +13,22 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint import checkpoint_managers
+from orbax.checkpoint._src.multihost import multihost
 
 from retrieval_jax.runtime import hosts
 from retrieval_jax.runtime.errors import UserError, reason
-from retrieval_jax.runtime.files import checksum, copy_files, is_remote, make_directory
+from retrieval_jax.runtime.files import (
+    checksum,
+    copy_files,
+    is_remote,
+    make_directory,
+    read_bytes,
+)
 from retrieval_jax.runtime.progress import say
+
+# Orbax measures its time-outs by the clock, which a suspended machine sets forward by hours.
+_YEAR = 365 * 24 * 3600  # seconds
+multihost._DEFAULT_BARRIER_TIMEOUT = _YEAR  # no option sets this one
 
 
 class Checkpoints:
@@ -36,12 +47,21 @@ class Checkpoints:
       >>> checkpoints.close()
     """
 
-    def __init__(self, directory: epath.Path, seconds: float = float("inf")) -> None:
-        """Opens the directory, or makes it; `seconds` is the time from a save until one is due."""
+    def __init__(
+        self, directory: epath.Path, seconds: float = float("inf"), origin: str = ""
+    ) -> None:
+        """Opens the directory, or makes it.
+
+        Args:
+          directory: of these checkpoints alone.
+          seconds: from a save until one is due.
+          origin: what they are made from; those of another are refused.
+        """
         self._directory = directory if is_remote(directory) else directory.absolute()
-        self._seconds = seconds
+        self._seconds, self._origin = seconds, origin
         self._damaged = self._directory.with_name("damaged")
         self._last = time.monotonic()
+        self._saved: int | None = None
         self._manager: Any = self._open() if hosts.is_first() else None
 
     def restore(self, like: Any) -> tuple[Any, dict[str, Any]] | None:
@@ -53,7 +73,7 @@ class Checkpoints:
           like: a tree of the same structure, shapes and dtypes.
 
         Raises:
-          UserError: there are some, and none can be read; or they are of another tree.
+          UserError: there are some, and none can be read; or they are of another tree or origin.
         """
         found = self._newest_readable(like) if hosts.is_first() else None
         record = hosts.from_first(found and found[1])
@@ -84,9 +104,11 @@ class Checkpoints:
         content = {
             "record": record,
             "tree": _described(tree),
+            "origin": self._origin,
             "checksum": _checksum(leaves, record),
         }
         with self._writing():
+            self._read_back()  # before Orbax removes the one before it
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
@@ -95,6 +117,7 @@ class Checkpoints:
                 ),
                 metrics=None if score is None else {"score": score},
             )
+            self._saved = step
 
     def due(self) -> bool:
         """Whether the last save, or the start, is long enough ago for the process that saves."""
@@ -108,8 +131,16 @@ class Checkpoints:
         """
         if self._manager is not None:
             with self._writing():
-                self._manager.wait_until_finished()
+                self._read_back()
                 self._manager.close()
+
+    def _read_back(self) -> None:
+        """Waits for the last save and looks whether its record and its list of arrays are there."""
+        self._manager.wait_until_finished()
+        if self._saved is not None:
+            directory = self._directory / str(self._saved)
+            json.loads(read_bytes(directory / "record" / "metadata"))
+            read_bytes(directory / "state" / "manifest.ocdbt")
 
     def _open(self) -> ocp.CheckpointManager:
         policies = checkpoint_managers
@@ -131,6 +162,7 @@ class Checkpoints:
                         ]
                     ),
                     cleanup_tmp_directories=True,  # of a save that was killed
+                    async_options=ocp.options.AsyncOptions(timeout_secs=_YEAR),
                     multiprocessing_options=ocp.options.MultiprocessingOptions(
                         primary_host=0, active_processes={0}, barrier_sync_key_prefix="first"
                     )
@@ -146,6 +178,11 @@ class Checkpoints:
             try:
                 asked = ocp.args.Composite(record=ocp.args.JsonRestore())
                 content = dict(self._manager.restore(step, args=asked).record)
+                if content.get("origin", "") != self._origin:
+                    raise UserError(
+                        f"the checkpoints in {str(self._directory)!r} are of another run; give "
+                        "another --workdir or remove them"
+                    )
                 if content["tree"] != _described(like):
                     raise UserError(_difference(self._directory, content["tree"], _described(like)))
                 asked = ocp.args.Composite(state=ocp.args.StandardRestore(shapes))
