@@ -27,6 +27,7 @@ from retrieval_jax.models.decoder import upsampling
 from retrieval_jax.models.heads import mlp, prototypes
 from retrieval_jax.objectives import TERMS
 from retrieval_jax.runtime.errors import UserError
+from retrieval_jax.runtime.records import leaves
 from retrieval_jax.training.optimizers import OPTIMIZERS
 from retrieval_jax.training.views import AUGMENTATIONS
 
@@ -235,6 +236,7 @@ def check(c: ConfigDict) -> None:
     Raises:
       UserError: names the key, its value and what it accepts.
     """
+    _check_tuples(c)
     _one_of("data.source", c.data.source, ("digits", "tfds", "folder", "npz"))
     for key in ("directory", "file", "labels"):
         if "://" in c.data[key].removeprefix("gs://"):
@@ -337,6 +339,16 @@ def check_hosts(c: ConfigDict) -> None:
             f"distributed.process must be from 0 to {d.processes - 1}, one less than "
             f"distributed.processes, got {d.process}"
         )
+
+
+def _check_tuples(c: ConfigDict) -> None:
+    """Refuses tuples of other things than the default holds: overrides are only known as tuples."""
+    declared = dict(leaves(record(default())))
+    for key, value in leaves(record(c)):
+        if isinstance(value, list) and (like := declared.get(key)):
+            kinds = {type(of) for of in like}
+            if not {type(of) for of in value} <= kinds | ({int} if float in kinds else set()):
+                raise UserError(f"{key} must hold values like {tuple(like)}, got {tuple(value)}")
 
 
 def _check_choice(path: str, options: ConfigDict) -> None:

@@ -112,7 +112,8 @@ def read_bytes(path: epath.Path) -> bytes:
       OSError: it isn't there, can't be read, on gs:// too, or is a pipe, whose end may never come.
     """
     with reaching(path):
-        if not is_remote(path) and path.exists() and not path.is_file():
+        # etils takes a pipe for a file.
+        if not is_remote(path) and os.path.exists(path) and not os.path.isfile(path):
             raise OSError(errno.EINVAL, "it is no regular file", str(path))
         return path.read_bytes()
 
