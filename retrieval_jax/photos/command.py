@@ -76,7 +76,7 @@ def _parser(command: str) -> argparse.ArgumentParser:
         searched.add_argument("--exhaustive", action="store_true", help="search all of them")
     if command == "duplicates":
         parser.add_argument(
-            "--threshold", type=float, default=0.1, help="1 - cosine of embeddings (default 0.1)"
+            "--threshold", type=float, default=0.3, help="1 - cosine of embeddings (default 0.3)"
         )
     if command in ("query", "duplicates"):
         form = parser.add_mutually_exclusive_group()

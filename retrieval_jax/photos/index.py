@@ -336,7 +336,7 @@ class PhotoIndex:
         added = [name for name in found.photos.paths if name not in row_of]
         return Changes(added, changed, sorted(gone | lost), found.unreadable)
 
-    def duplicates(self, threshold: float = 0.1) -> Duplicates:
+    def duplicates(self, threshold: float = 0.3) -> Duplicates:
         """Groups of photos that are the same, or nearly; see `find_duplicates`."""
         with self._changing() as content:  # none of it may change meanwhile
             return find_duplicates(content, threshold)
