@@ -25,6 +25,8 @@ _USAGE = """The command `retrieval-jax`, also `python -m retrieval_jax`.
     retrieval-jax report DIR
     retrieval-jax compare DIR DIR … [--curve KEY] [--output DIR]
     retrieval-jax sweep FILE --workdir=DIR
+    retrieval-jax index PHOTOS --output INDEX        query INDEX IMAGE …     duplicates INDEX
+    retrieval-jax add INDEX PHOTOS                   remove INDEX PATH …     refresh INDEX
 
 run      does an experiment and leaves everything in DIR, a directory or gs://BUCKET/DIRECTORY. The
          same command resumes it after an interruption; SIGTERM saves and exits with code 75,
@@ -34,10 +36,13 @@ run      does an experiment and leaves everything in DIR, a directory or gs://BU
 report   makes the figures and the page of a finished run again.
 compare  sets finished runs side by side; runs that differ in their seed share a column.
 sweep    runs the configs of FILE with all its overrides and seeds.
+index    embeds a folder of photos, with a pretrained network or a run's; query finds those nearest
+         to another picture, duplicates groups copies; add, remove and refresh keep it up to date.
 
 Bad input ends with one sentence on standard error and exit code 2.
 """
 _HELP = "see retrieval-jax run --help for every key"
+_PHOTOS = ("index", "query", "add", "remove", "refresh", "duplicates")
 
 
 def parse(arguments: list[str]) -> tuple[ConfigDict, epath.Path]:
@@ -136,9 +141,14 @@ def main(arguments: list[str]) -> int:
         from retrieval_jax.sweep import main as sweep
 
         return sweep(rest)
+    if name in _PHOTOS:
+        from retrieval_jax.photos.command import main as photos
+
+        with Interruption():
+            return photos(name, rest)
     complain(
         f"error: there is no command {printable(name)!r}; "
-        "the commands are run, report, compare and sweep"
+        f"the commands are run, report, compare, sweep, {', '.join(_PHOTOS)}"
     )
     return 2
 

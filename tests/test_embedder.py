@@ -257,6 +257,13 @@ def test_tensors_that_are_damaged_or_another_networks_are_refused(run, network):
         assert content != good
         path.write_bytes(content)
         refused(run, "model.safetensors")
+    path.write_bytes(safetensors.numpy.save(tensors | {name: tensors[name] + 1}))
+    refused(run, "is not the network that model.json describes")
+    # A description of an earlier version has no checksum: the tensors themselves are looked at.
+    description = json.loads((run / "model.json").read_text())
+    for key in ("tensors", "crc32"):
+        del description[key]
+    (run / "model.json").write_text(json.dumps(description))
     for changed in (
         {key: value for key, value in tensors.items() if key != name},
         tensors | {name: tensors[name][..., :-1]},

@@ -19,7 +19,7 @@ LAYERS = [
     {"objectives", "sharded", "sklearn", "report"},
     {"embedder", "evaluation", "baselines", "probes", "caveats"},
     {"training"},
-    {"experiment", "sweep"},
+    {"experiment", "sweep", "photos"},
     {"pipeline"},
     {"config", "build"},
     {"main", "__main__"},

@@ -8,7 +8,6 @@ import struct
 import subprocess
 import sys
 import time
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -166,16 +165,18 @@ def test_stopped_and_killed_inside_an_epoch_a_run_ends_with_the_same_numbers(who
 
     reader, nobody_reads = os.pipe()  # as after `| head -1`: it goes on without output
     os.close(reader)
+    hearing_ctrl_c = (  # which whoever starts the tests in a background may ignore
+        "import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "runpy.run_module('retrieval_jax.main', run_name='__main__')"
+    )
     stops = ((signal.SIGINT, 130, 0), (signal.SIGKILL, -signal.SIGKILL, STEPS))
     for by, code, earliest in stops:
         run = subprocess.Popen(
-            [sys.executable, "-m", "retrieval_jax.main", *line],
+            [sys.executable, "-c", hearing_ctrl_c, *line],
             env=environment,
             stdout=nobody_reads,
             stderr=subprocess.PIPE,
             text=True,
-            # Whoever starts the tests in a background may ignore it.
-            preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
         )
         deadline = time.monotonic() + 300
         while not (saved() > earliest and saved() % STEPS):

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from etils import epath
+from PIL import Image
 
 from retrieval_jax import build, pipeline
 from retrieval_jax.config import default, reference
@@ -43,6 +44,11 @@ def run_block(code):
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)])
 def test_every_block_of_python_runs(page, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    if page == "docs/photos.md":
+        for place in ("Pictures/blurred.jpg", "Pictures/a.png", "More pictures/b.png", "cat.jpg"):
+            Path(place).parent.mkdir(exist_ok=True)
+            pixels = np.random.default_rng(len(place)).integers(0, 256, (9, 9, 3), np.uint8)
+            Image.fromarray(pixels).save(place)
     names: dict = {}
     for code in blocks(page):
         names |= run_block(code)
@@ -55,6 +61,8 @@ def test_every_block_of_python_runs(page, tmp_path, monkeypatch, capsys):
         assert -0.1 < names["agreement"] < 1
         assert names["whole"].average_precision.shape == (64,)
         np.testing.assert_allclose(names["everywhere"].inertia, names["found"].inertia, rtol=1e-3)
+    elif page == "docs/photos.md":
+        assert len(names["found"].paths) == 2 == len(names["index"])
     elif page == "docs/extend.md":
         embed = Embedder.from_run("digits patches", encoder=names["patches"])
         assert embed(np.zeros((3, 8, 8, 1), np.uint8)).shape == (3, 128)

@@ -368,7 +368,8 @@ def test_report_shows_hostile_text_as_text(tmp_path):
     Image.new("L", (2, 2)).save(figure)
     page = report(tmp_path, content, {HOSTILE[1]: figure})
     shown = [printable(name) for name in HOSTILE]
-    assert dict(page.tables["provenance"])["10 classes"] == ", ".join(shown)
+    numbered = [f"{label} {name}" for label, name in enumerate(shown)]
+    assert dict(page.tables["provenance"])["10 classes"] == ", ".join(numbered)
     for name in shown:
         assert f"{name}: truncated" in page.text
     assert "10 files were skipped" in page.text
@@ -829,3 +830,9 @@ def test_shorten_fits(name, limit):
 )
 def test_duration(seconds, expected):
     assert text.duration(seconds) == expected
+
+
+def test_a_class_that_no_font_can_draw_goes_by_its_number():
+    names = ["cat", "Кошка", "\U00013000", "", "café"]  # an Egyptian hieroglyph
+    shown = [figures._class_name(names, label, 12) for label in range(6)]
+    assert shown == ["cat", "Кошка", "class 2", "class 3", "café", "class 5"]

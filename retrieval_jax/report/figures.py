@@ -8,7 +8,7 @@ matplotlib's global state and a user's own matplotlib settings play no part.
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import matplotlib
@@ -17,7 +17,7 @@ import numpy as np
 from etils import epath
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.font_manager import get_font_names
+from matplotlib.font_manager import findfont, get_font, get_font_names
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
@@ -43,9 +43,8 @@ FALLBACK_FONTS = (
 @contextmanager
 def _figure(path: epath.PathLike, width: float, height: float, **kwargs: Any) -> Iterator[Figure]:
     """A figure of `width` x `height` inches that is written to `path` when the block ends."""
-    installed = set(get_font_names())
     style: Any = {
-        "font.family": ["DejaVu Sans", *(font for font in FALLBACK_FONTS if font in installed)],
+        "font.family": list(_fonts()),
         "font.size": 10,
         "axes.spines.top": False,
         "axes.spines.right": False,
@@ -60,7 +59,7 @@ def _figure(path: epath.PathLike, width: float, height: float, **kwargs: Any) ->
         "legend.frameon": False,
     }
     with matplotlib.style.context(["default", style]), warnings.catch_warnings():
-        # A glyph that no font has is drawn as a box; that is no reason to warn or to stop.
+        # A glyph that no font has is drawn as a box; class names have none such.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         figure = Figure(figsize=(width, height), dpi=160, **kwargs)
         yield figure
@@ -101,7 +100,22 @@ def _draw(axes: Axes, image: np.ndarray, x: float, y: float, size: float) -> Rec
 
 
 def _class_name(class_names: Sequence[str], label: int, limit: int) -> str:
-    return shorten(class_names[label] if label < len(class_names) else f"class {label}", limit)
+    """The name, or the number where there is none or no font can draw it."""
+    name = class_names[label] if label < len(class_names) else ""
+    return shorten(name if name and _drawn() >= set(map(ord, name)) else f"class {label}", limit)
+
+
+@cache
+def _fonts() -> tuple[str, ...]:
+    installed = set(get_font_names())
+    return "DejaVu Sans", *(font for font in FALLBACK_FONTS if font in installed)
+
+
+@cache
+def _drawn() -> frozenset[int]:
+    """The characters that some font has."""
+    faces = (get_font(findfont(name)) for name in _fonts())
+    return frozenset(code for face in faces for code in face.get_charmap())
 
 
 def loss_curves(history: Sequence[Mapping[str, Any]], path: epath.PathLike) -> None:

@@ -471,7 +471,10 @@ def _provenance(results: Results) -> str:
         ],
     ]
     if data.class_names:
-        facts.append([f"{len(data.class_names):,} classes", ", ".join(data.class_names)])
+        names = list(data.class_names)
+        if not all(name.isascii() for name in names):  # figures may have the number only
+            names = [f"{label} {name}" for label, name in enumerate(names)]
+        facts.append([f"{len(names):,} classes", ", ".join(names)])
     training = results.training
     facts.append(
         [

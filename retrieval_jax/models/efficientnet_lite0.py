@@ -1,0 +1,150 @@
+"""EfficientNet-lite0, a network for photographs that needs no training: it comes with its weights.
+
+References:
+  M. Tan and Q. Le, "EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks",
+    ICML 2019, https://arxiv.org/abs/1905.11946. The lite variant, by Google in 2020, drops
+    squeeze-and-excitation and has ReLU6 for swish; 75.1 % top-1 on ImageNet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import lax
+
+SIZE = 224  # side of the images that it was trained on
+
+# Kernel, stride, expansion, channels and number of blocks of each stage.
+_STAGES = (
+    (3, 1, 1, 16, 1),
+    (3, 2, 6, 24, 2),
+    (5, 2, 6, 40, 2),
+    (3, 2, 6, 80, 3),
+    (5, 1, 6, 112, 3),
+    (5, 2, 6, 192, 4),
+    (3, 1, 6, 320, 1),
+)
+
+
+class EfficientNetLite0(nn.Module):
+    """RGB images of 0 … 1, [n, h, w, 3] of any size from 32 → features float32 [n, 1280].
+
+    BatchNorm is folded into the convolutions (`lite0_weights`), so that there is nothing to update
+    and no statistics of a batch: what an image gives doesn't depend on its neighbours.
+
+    Example:
+      >>> model = EfficientNetLite0()
+      >>> params = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 224, 224, 3)))
+      >>> sum(leaf.size for leaf in jax.tree.leaves(params))  # with the classifier
+      4631000
+    """
+
+    def setup(self) -> None:
+        self.stem = _Convolution(32, 3, 2)
+        self.blocks = [_Block(*block) for block in _blocks()]
+        self.head = _Convolution(1280, 1)
+        self.classifier = nn.Dense(1000)
+
+    def __call__(self, images: jax.Array) -> jax.Array:
+        """Logits [n, 1000] of ImageNet's classes."""
+        return self.classifier(self.embed(images))
+
+    def embed(self, images: jax.Array) -> jax.Array:
+        """The features [n, 1280], of which the classifier is a linear function."""
+        x = (images * 255 - 127) / 128  # as the lite variant was trained; the others differ
+        x = nn.relu6(self.stem(x))
+        for block in self.blocks:
+            x = block(x)
+        return nn.relu6(self.head(x)).mean((1, 2))
+
+
+class _Convolution(nn.Module):
+    features: int
+    size: int
+    stride: int = 1
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        side = (self.size, self.size)
+        return nn.Conv(self.features, side, self.stride, padding="SAME", name="conv")(x)
+
+
+class _Depthwise(nn.Module):
+    size: int
+    stride: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        shape = (self.size, self.size, 1, x.shape[-1])
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
+        bias = self.param("bias", nn.initializers.zeros, x.shape[-1:])
+        return depthwise(x, kernel, self.stride) + bias
+
+
+class _Block(nn.Module):
+    """Inverted residual: expand, filter each channel, project."""
+
+    size: int
+    stride: int
+    expansion: int
+    features: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        wide = x
+        if self.expansion > 1:
+            wide = nn.relu6(_Convolution(x.shape[-1] * self.expansion, 1, name="expand")(x))
+        wide = nn.relu6(_Depthwise(self.size, self.stride, name="depthwise")(wide))
+        narrow = _Convolution(self.features, 1, name="project")(wide)
+        return x + narrow if narrow.shape == x.shape else narrow
+
+
+def depthwise(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+    """Filters each channel by itself, with TensorFlow's SAME padding.
+
+    XLA's CPU backend has no fast convolution of groups: a sum over the kernel's taps of shifted
+    images, one fused loop, takes its place there.
+
+    Args:
+      x: [n, h, w, c].
+      kernel: [k, k, 1, c].
+      stride: of both axes.
+
+    Returns:
+      [n, ⌈h / stride⌉, ⌈w / stride⌉, c].
+    """
+    size = kernel.shape[0]
+    outs = [-(-side // stride) for side in x.shape[1:3]]
+    totals = [max((o - 1) * stride + size - s, 0) for o, s in zip(outs, x.shape[1:3], strict=True)]
+    pads = [(total // 2, total - total // 2) for total in totals]
+
+    def shifted(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        padded = jnp.pad(x, ((0, 0), *pads, (0, 0)))
+        ends = [(out - 1) * stride + 1 for out in outs]
+        total = jnp.zeros((), x.dtype)
+        for i in range(size):
+            for j in range(size):
+                tap = padded[:, i : i + ends[0] : stride, j : j + ends[1] : stride]
+                total = total + tap * kernel[i, j, 0]
+        return total
+
+    def convolution(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        return lax.conv_general_dilated(
+            x,
+            kernel,
+            (stride, stride),
+            pads,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=x.shape[-1],
+        )
+
+    return lax.platform_dependent(x, kernel, cpu=shifted, default=convolution)
+
+
+def _blocks() -> Iterator[tuple[int, int, int, int]]:
+    for size, stride, expansion, features, repeats in _STAGES:
+        for i in range(repeats):
+            yield size, stride if i == 0 else 1, expansion, features

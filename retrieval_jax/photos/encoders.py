@@ -1,0 +1,187 @@
+"""What turns photos into embeddings, described so that an index can name it."""
+
+from __future__ import annotations
+
+import sys
+import zlib
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from etils import epath
+from flax.traverse_util import unflatten_dict
+
+from retrieval_jax.embedder import Embedder
+from retrieval_jax.models.efficientnet_lite0 import SIZE, EfficientNetLite0
+from retrieval_jax.models.lite0_weights import SHA256, lite0_params
+from retrieval_jax.runtime.errors import UserError, printable, reason
+from retrieval_jax.runtime.files import as_path, read_arrays, read_bytes
+from retrieval_jax.runtime.model_file import TENSORS, read_description
+
+_PRETRAINED, _RUN, _FUNCTION, READY = "efficientnet_lite0", "run", "function", "embeddings"
+
+
+class Encoder(NamedTuple):
+    """An encoder of photos.
+
+    Attributes:
+      description: "kind" and what else tells it from others, as JSON can hold it.
+      shape: (h, w, c) of the images that it takes.
+      crop: whether photos keep their aspect ratio and are cropped, or are squeezed as in a run.
+      embedder: images per call → `Embedder`.
+    """
+
+    description: dict[str, Any]
+    shape: tuple[int, int, int]
+    crop: bool
+    embedder: Callable[[int], Embedder]
+
+
+def pretrained() -> Encoder:
+    """EfficientNet-lite0 with ImageNet's weights.
+
+    Raises:
+      UserError: its weights aren't installed.
+    """
+    variables = {"params": unflatten_dict(lite0_params(), sep="/")}
+    return Encoder(
+        {"kind": _PRETRAINED, "sha256": SHA256},
+        (SIZE, SIZE, 3),
+        True,
+        lambda batch: Embedder.from_state(
+            EfficientNetLite0(), variables, normalize=True, batch=batch
+        ),
+    )
+
+
+def of_run(workdir: str) -> Encoder:
+    """The encoder of a finished run.
+
+    Raises:
+      UserError: it isn't one.
+    """
+    directory = as_path(workdir)
+    height, width, channels = read_description(directory)["image_shape"]
+    try:
+        crc32 = zlib.crc32(read_bytes(directory / TENSORS))
+    except OSError as error:
+        raise UserError(
+            f"{printable(str(directory / TENSORS))} can't be read ({reason(error)}); name the "
+            "workdir of a finished run"
+        ) from error
+    place = str(directory) if "://" in workdir else str(Path(directory).absolute())
+    return Encoder(
+        {"kind": _RUN, "workdir": place, "crc32": crc32},
+        (height, width, channels),
+        False,
+        lambda batch: Embedder.from_run(directory, batch=batch),
+    )
+
+
+def of_function(name: str) -> Encoder:
+    """A Python function uint8 [b, 224, 224, 3] → [b, d], given as module:name.
+
+    The module is looked for in the current directory too.
+
+    Raises:
+      UserError: it can't be imported.
+    """
+    module, colon, attribute = name.partition(":")
+    if not colon:
+        raise UserError(f"--encoder is {printable(name)!r}: give a function as module:name")
+    sys.path.insert(0, "")
+    try:
+        function = getattr(import_module(module), attribute)
+    except Exception as error:  # a module is the user's own code: anything can come of it
+        raise UserError(
+            f"--encoder {printable(name)} can't be imported: {reason(error)}"
+        ) from error
+    finally:
+        sys.path.remove("")
+    return Encoder(
+        {"kind": _FUNCTION, "name": name},
+        (SIZE, SIZE, 3),
+        True,
+        lambda batch: Embedder.from_function(function, batch=batch),
+    )
+
+
+def of_index(description: dict[str, Any]) -> Encoder:
+    """The encoder that an index describes.
+
+    Raises:
+      UserError: it is gone, has changed, or can't be known from a description.
+    """
+    kind = description.get("kind")
+    if kind == _PRETRAINED:
+        encoder = pretrained()
+    elif kind == _RUN and isinstance(description.get("workdir"), str):
+        encoder = of_run(description["workdir"])
+    elif kind == _FUNCTION:  # what a file names is never imported
+        raise UserError(
+            f"the index was made by the function {printable(str(description.get('name')))}: give "
+            "it again as --encoder module:name"
+        )
+    elif kind == READY:
+        raise UserError(
+            "the index was made from ready embeddings: it can be asked only with photos that are "
+            "in it"
+        )
+    else:
+        raise UserError(f"the index was made by an encoder of kind {printable(str(kind))!r}")
+    check_same(description, encoder)
+    return encoder
+
+
+def check_same(description: dict[str, Any], encoder: Encoder) -> None:
+    """Refuses another encoder than that of an index.
+
+    Raises:
+      UserError: it is another.
+    """
+    if encoder.description != description:
+        raise UserError(
+            f"the index was made by another encoder ({_words(description)}) than this one "
+            f"({_words(encoder.description)}): give that one, or make the index again"
+        )
+
+
+def batch_size() -> int:
+    """Images per call: few on a CPU, whose caches they should fit."""
+    return 32 if jax.default_backend() == "cpu" else 256
+
+
+def ready_embeddings(file: str) -> dict[str, np.ndarray]:
+    """File name → embedding, of an .npz with arrays "names" [n] and "embeddings" [n, d].
+
+    Raises:
+      UserError: it can't be read or holds anything else.
+    """
+    shown = printable(file)
+    try:
+        arrays = read_arrays(epath.Path(file))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{shown} can't be read as .npz ({reason(error)})") from error
+    names, rows = arrays.get("names"), arrays.get("embeddings")
+    if (
+        names is None
+        or rows is None
+        or names.dtype.kind != "U"
+        or names.ndim != 1
+        or rows.ndim != 2
+        or rows.dtype.kind != "f"
+        or len(names) != len(rows)
+    ):
+        raise UserError(
+            f"{shown} must hold the arrays names, strings [n], and embeddings, floats [n, d]"
+        )
+    if not np.isfinite(rows).all() or not (rows != 0).any(1).all():
+        raise UserError(f"{shown} holds embeddings that are 0, infinite or no numbers")
+    return dict(zip(names.tolist(), rows.astype(np.float32), strict=True))
+
+
+def _words(description: dict[str, Any]) -> str:
+    return printable(", ".join(str(value)[:80] for value in description.values()))

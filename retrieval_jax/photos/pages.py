@@ -1,0 +1,65 @@
+"""Answers as pages: one file each, thumbnails inside, names escaped."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from retrieval_jax.data.decode import DecodeError, decode
+from retrieval_jax.photos.duplicates import Duplicates
+from retrieval_jax.photos.index import Found
+from retrieval_jax.report import html
+
+_SIDE = 160
+_STYLE = (
+    "<style>.row{display:flex;flex-wrap:wrap;gap:.7rem;margin:.6rem 0}.row figure{width:10rem;"
+    "margin:0;padding:.4rem}.row figcaption{font-size:.78rem}</style>"
+)
+
+
+def answers(found: Sequence[tuple[str, Found]]) -> str:
+    """A page of queries with the photos that were found."""
+    rows = []
+    for image, neighbours in found:
+        shown = [
+            _figure(path, f"{distance:.4f}, cluster {cluster}")
+            for path, distance, cluster in zip(*neighbours, strict=True)
+        ]
+        rows.append(f"<h2>{html.text(image)}</h2>{_row([_figure(image, 'query')])}{_row(shown)}")
+    return html.page("Photos", f"{_STYLE}<h1>Nearest photos</h1>{''.join(rows)}")
+
+
+def duplicates(found: Duplicates) -> str:
+    """A page of groups to review."""
+    rows = []
+    for group, exact, distance in zip(*found, strict=True):
+        head = "The same bytes" if exact else f"Near, {distance:.4f}"
+        shown = [_figure(path, "keep" if i == 0 else "") for i, path in enumerate(group)]
+        rows.append(f"<h2>{head}</h2>{_row(shown)}")
+    text = f"{len(rows):,} groups. Nothing was deleted; which to keep is a suggestion."
+    body = f'{_STYLE}<h1>Duplicates</h1><p class="soft">{text}</p>{"".join(rows)}'
+    return html.page("Duplicates", body)
+
+
+def _row(figures: Sequence[str]) -> str:
+    return f'<div class="row">{"".join(figures)}</div>'
+
+
+def _figure(path: str, note: str) -> str:
+    caption = f"<figcaption>{html.text(note)} {html.text(path)}</figcaption>"
+    return f'<figure class="card">{_thumbnail(path)}{caption}</figure>'
+
+
+def _thumbnail(path: str) -> str:
+    try:
+        pixels = decode(Path(path), _SIDE, crop=True)
+    except DecodeError:  # gone since, or a name of a run
+        return ""
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "JPEG", quality=80)
+    data = base64.b64encode(file.getvalue()).decode()
+    return f'<img alt="{html.text(Path(path).name)}" src="data:image/jpeg;base64,{data}">'

