@@ -2,8 +2,8 @@
 
 import io
 import os
-import sys
 import struct
+import sys
 import time
 import zlib
 from functools import partial
