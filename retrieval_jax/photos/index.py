@@ -86,8 +86,8 @@ class PhotoIndex:
           photos: the folder.
           encoder: by default EfficientNet-lite0 with ImageNet's weights.
           embeddings: in place of an encoder, file name relative to the folder → float [d].
-          clusters: how many; None for √n, in which a search is fastest. (To try several and to
-            choose by a score would take minutes of compiling.)
+          clusters: how many; None for √n. (To try several and to choose by a score would take
+            minutes of compiling.)
 
         Returns:
           The index, and what it holds.
@@ -389,8 +389,8 @@ class PhotoIndex:
 def _from_embeddings(
     folder: Path, paths: list[Path], embeddings: dict[str, np.ndarray]
 ) -> Embedded:
-    root = folder.absolute()
-    missing = [name for name in embeddings if root / name not in set(paths)]
+    root, there = folder.absolute(), set(paths)
+    missing = [name for name in embeddings if root / name not in there]
     if missing:
         raise UserError(
             f"{len(missing):,} of {len(embeddings):,} names of embeddings, such as "
