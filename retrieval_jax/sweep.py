@@ -50,7 +50,7 @@ class Sweep(NamedTuple):
     Example:
       >>> sweep = Sweep(["quickstart:hint"], [{"training.epochs": n} for n in (1, 5)], [0, 1])
       >>> [planned.name for planned in plan(sweep)][:2]
-      ['quickstart_hint-training.epochs=1-seed0', 'quickstart_hint-training.epochs=1-seed1']
+      ['quickstart-hint-training.epochs=1-seed0', 'quickstart-hint-training.epochs=1-seed1']
     """
 
     configs: Sequence[str]
