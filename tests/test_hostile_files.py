@@ -145,3 +145,15 @@ def test_results_with_any_value_changed_are_refused_or_shown(tmp_path):
             inner[path[-1]] = chance.choice(ODD)
             with contextlib.suppress(*reader.refusals):
                 reader.read(json.dumps(content).encode(), tmp_path)
+
+
+def test_what_the_fuzzer_found(tmp_path):
+    """An archive that says it spans disks; a baseline that doesn't say how many features it has."""
+    end = b"PK\x06\x07    PK\x05\x062       \x01\xdc\xf9\xff\xff   $\x00\x00-"
+    reader = readers()["index"]
+    with pytest.raises(UserError, match="damaged"):
+        reader.read(end, tmp_path)
+    content = results()
+    without = {name: of._replace(features=None) for name, of in content.baselines.items()}
+    record = json.dumps({"format": 2} | plain(content._replace(baselines=without)))
+    readers()["results"].read(record.encode(), tmp_path)

@@ -80,12 +80,13 @@ def load(path: str | os.PathLike[str]) -> ClusterIndex:
         content = read_bytes(_path(path))
     except OSError as error:
         raise refusal(f"can't be read ({reason(error)}); give the path of one") from error
-    if not zipfile.is_zipfile(io.BytesIO(content)):
-        raise refusal("is cut short or no index; copy it again or give the path of one")
     try:
-        arrays = _members(content)
+        whole = zipfile.is_zipfile(io.BytesIO(content))
+        arrays = _members(content) if whole else {}
     except Exception as error:  # a zip and its .npy headers can be wrong in a dozen ways
         raise refusal("is damaged; copy it again or build the index again") from error
+    if not whole:
+        raise refusal("is cut short or no index; copy it again or give the path of one")
     version, crc32 = arrays.pop("version", None), arrays.pop("crc32", None)
     if version is None or crc32 is None or version.shape or crc32.shape:
         raise refusal("is not one that this program wrote; give the path of one")

@@ -331,6 +331,7 @@ def _scores(results: Results) -> str:
             else "."
         )
         for name, scores in results.baselines.items()
+        if scores.features is not None
     )
     head = ["", "trained", *(["chance"] if by_chance else []), *baselines]
     return f"<section>\n<h2>Scores</h2>\n{table(head, rows, caption, label='scores')}\n</section>"
