@@ -198,6 +198,39 @@ def test_damaged_and_foreign_indexes_are_refused(index, tmp_path):
         PhotoIndex.open(tmp_path)
 
 
+def test_a_link_in_place_of_the_lock_is_refused(index, tmp_path):
+    precious = tmp_path / "precious.txt"
+    precious.write_text("the user's")
+    (index._directory / ".lock").unlink()
+    (index._directory / ".lock").symlink_to(precious)
+    with pytest.raises(UserError, match=r"\.lock"):
+        index.remove([index.content.photos.paths[0]])
+    assert precious.read_text() == "the user's"
+
+
+@pytest.mark.parametrize("name", ["parts/engine.png", "photos-2024.npz", "x/y.txt"])
+def test_a_folder_of_the_user_becomes_no_index(folder, tmp_path, name):
+    place = tmp_path / "place" / name
+    place.parent.mkdir(parents=True)
+    place.write_text("the user's")
+    with pytest.raises(UserError, match="holds other files, such as"):
+        PhotoIndex.create(tmp_path / "place", folder, encoder=ENCODER, clusters=5)
+    assert [path for path in (tmp_path / "place").rglob("*") if path.is_file()] == [place]
+
+
+def test_other_paths_of_a_file_are_no_copies(folder, tmp_path):
+    first, second = folder / "0" / "deep" / "00.png", folder / "1" / "deep" / "01.png"
+    (folder / "a-link.png").symlink_to(first)
+    (folder / "another.png").symlink_to(second)
+    (folder / "copy.png").write_bytes(second.read_bytes())
+    for name in ("23", "26", "29"):  # 30 again, for which k-means is compiled
+        (folder / "2" / "deep" / f"{name}.png").unlink()
+    made, _ = PhotoIndex.create(tmp_path / "index", folder, encoder=ENCODER, clusters=5)
+    assert len(made) == 30
+    (group,) = made.duplicates(0.001).groups
+    assert sorted(group) == sorted([str(second), str(folder / "copy.png")])
+
+
 def test_duplicates_are_grouped_and_the_largest_is_kept(folder, tmp_path):
     first = folder / "0" / "deep" / "00.png"
     (folder / "copy.png").write_bytes(first.read_bytes())

@@ -96,3 +96,16 @@ def test_a_lock_lets_in_one_process_at_a_time(tmp_path):
         with pytest.raises(subprocess.TimeoutExpired):
             other.wait(timeout=3)
     assert other.communicate(timeout=60)[0] == "in\n"
+
+
+def test_a_link_in_place_of_the_lock_is_refused(tmp_path):
+    precious, workdir = tmp_path / "precious.txt", tmp_path / "run"
+    precious.write_text("the user's")
+    workdir.mkdir()
+    (workdir / ".lock").symlink_to(precious)
+    with (
+        pytest.raises(UserError, match="can't be written"),
+        workdir_files.held(epath.Path(workdir)),
+    ):
+        pass
+    assert precious.read_text() == "the user's"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import NamedTuple
 
 import numpy as np
@@ -38,7 +39,7 @@ def find_duplicates(content: Content, threshold: float) -> Duplicates:
     perceptual hashes (of one of them mirrored, too) differ in at most 12 of 64 bits, or if the
     distance is below a fifth of the threshold: crops keep the embedding and lose the hash,
     different pictures of one scene the other way round. Copies are looked for in the four clusters
-    nearest to each photo's own.
+    nearest to each photo's own. Paths that lead to one file, by links or "..", are no copies.
 
     Args:
       content: of the index.
@@ -61,7 +62,8 @@ def find_duplicates(content: Content, threshold: float) -> Duplicates:
     sizes = np.bincount(labels, minlength=count)
     order = np.argsort(labels, kind="stable")
     members = np.split(order, np.cumsum(sizes)[:-1])
-    groups = [(rows, largest[i]) for i, rows in enumerate(members) if len(rows) > 1]
+    files = [(_once(photos, rows), largest[i]) for i, rows in enumerate(members) if len(rows) > 1]
+    groups = [(rows, far) for rows, far in files if len(rows) > 1]
     exact = [bool((photos.digests[rows] == photos.digests[rows[0]]).all()) for rows, _ in groups]
     ranked = sorted(range(len(groups)), key=lambda i: (not exact[i], groups[i][1]))
     return Duplicates(
@@ -104,6 +106,16 @@ def _pairs(content: Content, threshold: float) -> tuple[np.ndarray, np.ndarray, 
     first, second, distance = (np.concatenate(parts) for parts in zip(*found, strict=True))
     different = first != second
     return first[different], second[different], np.maximum(distance[different], 0)
+
+
+def _once(photos: Photos, rows: np.ndarray) -> np.ndarray:
+    """One row for each file, by its own path where that is there, not that of a link to it.
+
+    Who deletes all but the photo to keep would else delete that one through its other path.
+    """
+    real = {row: os.path.realpath(photos.paths[row]) for row in rows}
+    own_last = sorted(rows, key=lambda row: photos.paths[row] == real[row])
+    return np.sort(list({real[row]: row for row in own_last}.values()))
 
 
 def _best_first(photos: Photos, rows: np.ndarray) -> np.ndarray:

@@ -82,7 +82,7 @@ class PhotoIndex:
         """Makes an index of the photos below a folder; a call after an interrupted one resumes it.
 
         Args:
-          directory: of the index, which must not hold one yet.
+          directory: of the index, new or empty.
           photos: the folder.
           encoder: by default EfficientNet-lite0 with ImageNet's weights.
           embeddings: in place of an encoder, file name relative to the folder → float [d].
@@ -93,8 +93,8 @@ class PhotoIndex:
           The index, and what it holds.
 
         Raises:
-          UserError: there is an index already, the folder holds no readable photo, names of
-            embeddings don't match, or the directory can't be written.
+          UserError: the directory holds an index or other files or can't be written, the folder
+            holds no readable photo, or names of embeddings don't match.
         """
         directory, folder = Path(directory), Path(photos)
         shown = printable(str(directory))
@@ -105,6 +105,8 @@ class PhotoIndex:
             )
         with in_one_sentence(epath.Path(directory)):
             directory.mkdir(parents=True, exist_ok=True)
+            if not store.exists(directory):
+                store.check_new(directory)
             with store.only_writer(directory):
                 if store.exists(directory):
                     raise UserError(

@@ -15,6 +15,8 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
+import re
 import secrets
 import zlib
 from collections.abc import Iterator
@@ -32,6 +34,7 @@ FORMAT = 1
 _MANIFEST = "index.json"
 _KINDS = ("rows", "photos", "paths")
 _ENDINGS = {"rows": ".npy", "photos": ".npz", "paths": ".json"}
+_LEFT_OVER = r"\.lock|parts|\..*\.tmp|(rows|photos|paths)-[0-9a-f]{8}\.(npy|npz|json)"
 
 
 class Photos(NamedTuple):
@@ -95,7 +98,9 @@ def only_writer(directory: Path) -> Iterator[None]:
     Raises:
       UserError: another process is writing the index.
     """
-    with (directory / ".lock").open("w") as file:
+    # A hostile index may have a link there, to a file of the user.
+    descriptor = os.open(directory / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    with open(descriptor, "wb", buffering=0) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -108,6 +113,23 @@ def only_writer(directory: Path) -> Iterator[None]:
 def exists(directory: Path) -> bool:
     """Whether the directory holds an index."""
     return (directory / _MANIFEST).is_file()
+
+
+def check_new(directory: Path) -> None:
+    """Checks that a directory is empty, or holds only what an interrupted `index` leaves.
+
+    Files of an earlier state are removed when an index is written, and none may be the user's.
+
+    Raises:
+      UserError: it holds anything else.
+    """
+    names = sorted(path.name for path in directory.iterdir())
+    foreign = [name for name in names if not re.fullmatch(_LEFT_OVER, name)]
+    if foreign or (names and ".lock" not in names):
+        raise UserError(
+            f"{printable(str(directory))} holds other files, such as "
+            f"{printable((foreign or names)[0])!r}: give a new directory as --output"
+        )
 
 
 def write(directory: Path, content: Content) -> None:

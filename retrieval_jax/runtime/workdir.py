@@ -173,7 +173,10 @@ def _compare(workdir: epath.Path, there: dict, content: dict) -> None:
 
 @contextmanager
 def _locked(path: epath.Path) -> Iterator[None]:
-    with open(path / ".lock", "a+", encoding="utf-8") as file:
+    def opener(name: str, flags: int) -> int:  # a hostile workdir may have a link to a file there
+        return os.open(name, flags | os.O_NOFOLLOW, 0o666)
+
+    with open(path / ".lock", "a+", encoding="utf-8", opener=opener) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
