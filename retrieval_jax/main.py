@@ -16,7 +16,7 @@ from ml_collections import ConfigDict, config_flags
 from retrieval_jax.runtime.errors import Interrupted, UserError, printable
 from retrieval_jax.runtime.files import as_path
 from retrieval_jax.runtime.interruption import MESSAGE, Interruption
-from retrieval_jax.runtime.progress import complain, prepare_streams, say, show
+from retrieval_jax.runtime.progress import complain, prepare_streams, say, show, silence
 
 # Not the docstring, which `python -OO` leaves out.
 _USAGE = """The command `retrieval-jax`, also `python -m retrieval_jax`.
@@ -163,8 +163,8 @@ def command() -> None:
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
-        except OSError:  # or Python's own flush would end with another exit code
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        except OSError:
+            silence(stream)
     if code == 2:
         # Threads of Orbax would wait for minutes for what a failed save no longer brings.
         os._exit(code)

@@ -109,3 +109,12 @@ def test_a_link_in_place_of_the_lock_is_refused(tmp_path):
     ):
         pass
     assert precious.read_text() == "the user's"
+
+
+def test_no_lock_is_opened_through_a_link(tmp_path):
+    precious = tmp_path / "precious.txt"
+    precious.write_text("the user's")
+    (tmp_path / ".set.lock").symlink_to(precious)
+    with pytest.raises(OSError), locked(tmp_path / ".set.lock"):
+        pass
+    assert precious.read_text() == "the user's"

@@ -13,13 +13,13 @@ import numpy as np
 from PIL import Image
 
 from retrieval_jax.data.cache import cached, identity, stamp
+from retrieval_jax.data.decode import MODES
 from retrieval_jax.data.images import ImageSet, LazyImages, describe_images, digests
 from retrieval_jax.data.remote import fetched
 from retrieval_jax.runtime.errors import UserError, printable, reason
 from retrieval_jax.runtime.memory import require
 
 _FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP")
-_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 _BATCH = 256  # records of one read
 _CLASSES = "tensorflow_datasets.core.features."  # TFDS' own, the only ones that may be imported
 _CLASS_KEYS = ("pythonClassName", "python_class_name", "type")
@@ -186,7 +186,7 @@ def _keys(info: Any, title: str) -> tuple[str, str]:
             f"{', '.join(map(printable, features)) or 'none'}: choose a set with one of each"
         )
     feature = features[images[0]]
-    if feature.np_dtype != np.uint8 or feature.shape[-1] not in _MODES or len(feature.shape) != 3:
+    if feature.np_dtype != np.uint8 or feature.shape[-1] not in MODES or len(feature.shape) != 3:
         raise UserError(
             f"images of {title} are {np.dtype(feature.np_dtype).name} of shape {feature.shape}: "
             f"choose a set of uint8 images with 1, 3 or 4 channels"
@@ -202,7 +202,7 @@ class _Records:
 
         self._image_key, self._label_key = image_key, label_key
         self._title, self._classes = title, builder.info.features[label_key].num_classes
-        self._mode = _MODES[builder.info.features[image_key].shape[-1]]
+        self._mode = MODES[builder.info.features[image_key].shape[-1]]
         splits = sorted(builder.info.splits.items(), key=lambda item: (item[0] != "train", item[0]))
         # Decoded here: TFDS's own decoder keeps whatever mode an image is stored in, and takes
         # thirty times as long to find it in a record.

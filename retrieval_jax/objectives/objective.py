@@ -134,6 +134,29 @@ def shared_value(value: jax.Array, batch: Batch) -> Loss:
     return mean_of(jnp.broadcast_to(value, batch.rows.shape), batch)
 
 
+def of_projections(value: Callable[..., jax.Array], weight: float, **options: Any) -> Term:
+    """The `Term` of one number for the whole batch that compares projections of two views or more.
+
+    Args:
+      value: of projections [v, n, d], the options, `real` bool [n] and `axis_name`: a scalar, the
+        same on every device.
+      weight: of the term.
+      **options: keyword arguments of the function.
+    """
+
+    def loss(seen: Seen) -> Loss:
+        assert seen.outputs.projection is not None
+        found = value(
+            seen.outputs.projection,
+            **options,
+            real=seen.batch.rows >= 0,
+            axis_name=seen.axis_name,
+        )
+        return shared_value(found, seen.batch)
+
+    return Term(loss, weight, needs=("projection",), views=2)
+
+
 def check_range(
     name: str, value: float, low: float, high: float = math.inf, *, open_low: bool = False
 ) -> None:

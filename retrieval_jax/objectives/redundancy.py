@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from retrieval_jax.numerics.distances import unit
 from retrieval_jax.objectives.batchwide import all_real, moments, total
-from retrieval_jax.objectives.objective import Loss, Seen, Term, check_range, shared_value
+from retrieval_jax.objectives.objective import Term, check_range, of_projections
 
 
 def variance_invariance_covariance(
@@ -185,15 +185,7 @@ def vicreg(
     for name, value in weights.items():
         check_range(name, value, 0)
 
-    def loss(seen: Seen) -> Loss:
-        assert seen.outputs.projection is not None
-        real = seen.batch.rows >= 0
-        value = variance_invariance_covariance(
-            seen.outputs.projection, **weights, real=real, axis_name=seen.axis_name
-        )
-        return shared_value(value, seen.batch)
-
-    return Term(loss, weight, needs=("projection",), views=2)
+    return of_projections(variance_invariance_covariance, weight, **weights)
 
 
 def barlow_twins(weight: float = 0.0, off_diagonal: float = 0.005) -> Term:
@@ -208,17 +200,7 @@ def barlow_twins(weight: float = 0.0, off_diagonal: float = 0.005) -> Term:
     """
     check_range("off_diagonal", off_diagonal, 0)
 
-    def loss(seen: Seen) -> Loss:
-        assert seen.outputs.projection is not None
-        value = cross_correlation(
-            seen.outputs.projection,
-            off_diagonal=off_diagonal,
-            real=seen.batch.rows >= 0,
-            axis_name=seen.axis_name,
-        )
-        return shared_value(value, seen.batch)
-
-    return Term(loss, weight, needs=("projection",), views=2)
+    return of_projections(cross_correlation, weight, off_diagonal=off_diagonal)
 
 
 def emp_ssl(weight: float = 0.0, epsilon: float = 0.2, agreement: float = 200.0) -> Term:
@@ -235,15 +217,4 @@ def emp_ssl(weight: float = 0.0, epsilon: float = 0.2, agreement: float = 200.0)
     check_range("epsilon", epsilon, 0, open_low=True)
     check_range("agreement", agreement, 0)
 
-    def loss(seen: Seen) -> Loss:
-        assert seen.outputs.projection is not None
-        value = many_crops(
-            seen.outputs.projection,
-            epsilon=epsilon,
-            agreement=agreement,
-            real=seen.batch.rows >= 0,
-            axis_name=seen.axis_name,
-        )
-        return shared_value(value, seen.batch)
-
-    return Term(loss, weight, needs=("projection",), views=2)
+    return of_projections(many_crops, weight, epsilon=epsilon, agreement=agreement)

@@ -8,7 +8,7 @@ from jax.scipy.linalg import solve_triangular
 
 from retrieval_jax.numerics.distances import unit
 from retrieval_jax.objectives.batchwide import all_real, moments, total
-from retrieval_jax.objectives.objective import Loss, Seen, Term, check_range, shared_value
+from retrieval_jax.objectives.objective import Term, check_range, of_projections
 
 
 def whitened_distance(
@@ -62,14 +62,4 @@ def w_mse(weight: float = 0.0, epsilon: float = 1e-3) -> Term:
     """
     check_range("epsilon", epsilon, 0, open_low=True)
 
-    def loss(seen: Seen) -> Loss:
-        assert seen.outputs.projection is not None
-        value = whitened_distance(
-            seen.outputs.projection,
-            epsilon=epsilon,
-            real=seen.batch.rows >= 0,
-            axis_name=seen.axis_name,
-        )
-        return shared_value(value, seen.batch)
-
-    return Term(loss, weight, needs=("projection",), views=2)
+    return of_projections(whitened_distance, weight, epsilon=epsilon)

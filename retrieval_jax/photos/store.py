@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 import re
 import secrets
 import zlib
@@ -28,7 +27,14 @@ import numpy as np
 from etils import epath
 
 from retrieval_jax.runtime.errors import UserError, printable, reason
-from retrieval_jax.runtime.files import read_arrays, read_json, replacing, write_arrays, write_json
+from retrieval_jax.runtime.files import (
+    open_lock,
+    read_arrays,
+    read_json,
+    replacing,
+    write_arrays,
+    write_json,
+)
 
 FORMAT = 1
 _MANIFEST = "index.json"
@@ -98,9 +104,7 @@ def only_writer(directory: Path) -> Iterator[None]:
     Raises:
       UserError: another process is writing the index.
     """
-    # A hostile index may have a link there, to a file of the user.
-    descriptor = os.open(directory / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
-    with open(descriptor, "wb", buffering=0) as file:
+    with open_lock(directory / ".lock") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from etils import epath
 
-from retrieval_jax.report.results import Mean, Results, Scores, numbers, read
+from retrieval_jax.report.results import Mean, Results, Scores, mean_of, numbers, read
 from retrieval_jax.report.text import (
     GROUPS,
     duration,
@@ -237,11 +237,7 @@ def _chances(scores: Scores) -> dict[Key, float]:
 def _mean(found: Iterable[dict[Any, float]], key: Any) -> Mean | None:
     """Of the runs that have it."""
     values = [each[key] for each in found if key in each]
-    if not values:
-        return None
-    return Mean(
-        statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None, len(values)
-    )
+    return mean_of(values) if values else None
 
 
 def _shown(values: Iterable[Mean | None], form: Callable[[float], str]) -> list[str]:

@@ -379,12 +379,18 @@ def average(runs: Sequence[Results]) -> dict[tuple[str, ...], Mean]:
     for run in runs:
         for path, value in numbers(run).items():
             values.setdefault(path, []).append(value)
-    return {
-        path: Mean(
-            statistics.fmean(found), statistics.stdev(found) if len(found) > 1 else None, len(found)
-        )
-        for path, found in values.items()
-    }
+    return {path: mean_of(found) for path, found in values.items()}
+
+
+def mean_of(values: Sequence[float]) -> Mean:
+    """The mean of one value or more, and their spread.
+
+    Example:
+      >>> mean_of([1.0, 3.0]).mean, mean_of([1.0]).sd
+      (2.0, None)
+    """
+    sd = statistics.stdev(values) if len(values) > 1 else None
+    return Mean(statistics.fmean(values), sd, len(values))
 
 
 def _leaves(tree: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], float]]:

@@ -2,12 +2,12 @@
 
 import argparse
 import math
-import os
 import unicodedata
 from typing import NamedTuple, NoReturn, TextIO
 
 from retrieval_jax.report.results import ClusterScores, RetrievalScores, Score, Scores
 from retrieval_jax.runtime.errors import UserError, printable
+from retrieval_jax.runtime.progress import silence
 
 GROUPS = (
     "clusters of the gallery",
@@ -170,4 +170,4 @@ def say(text: str, stream: TextIO) -> None:
     try:
         print(text.encode(encoding, "replace").decode(encoding), file=stream, flush=True)
     except BrokenPipeError:  # the reader (`head`) has seen enough; the exit flushes once more
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        silence(stream)

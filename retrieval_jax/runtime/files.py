@@ -212,6 +212,19 @@ def _prepare_for_objects() -> None:
     logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
 
 
+def open_lock(path: epath.PathLike) -> IO[str]:
+    """Opens a file to lock it, or makes it; what it holds stays.
+
+    Raises:
+      OSError: it can't be opened, or is a link, which a hostile directory may have to another file.
+    """
+
+    def opener(name: str, flags: int) -> int:
+        return os.open(name, flags | os.O_NOFOLLOW, 0o666)
+
+    return open(path, "a+", encoding="utf-8", opener=opener)
+
+
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Admits one process at a time, of all that name the same file, which is created.
@@ -220,7 +233,7 @@ def locked(path: Path) -> Iterator[None]:
       OSError: it can't be created.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
+    with open_lock(path) as file:
         fcntl.flock(file, fcntl.LOCK_EX)  # until the file is closed
         yield
 

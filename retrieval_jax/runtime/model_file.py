@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import zlib
 from typing import Any
 
@@ -39,7 +38,7 @@ def save_model(
     with replacing(directory / TENSORS) as file:
         file.write(content)
     described = {"format": 1, "tensors": zlib.crc32(content), **description}
-    write_json(directory / DESCRIPTION, sealed(json.loads(json.dumps(described))))
+    write_json(directory / DESCRIPTION, sealed(described))
 
 
 def read_tensors(directory: epath.Path) -> dict[str, np.ndarray]:

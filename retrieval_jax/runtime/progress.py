@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from contextlib import suppress
+from typing import TextIO
 
 from tqdm import tqdm
 
@@ -25,7 +26,12 @@ def show(text: str) -> None:
         tqdm.write(text)
         sys.stdout.flush()
     except OSError:  # a closed pipe, a full disk: from here on nothing is printed
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        silence(sys.stdout)
+
+
+def silence(stream: TextIO) -> None:
+    """Lets what is printed from here on go nowhere, or Python's own flush at the end would fail."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def prepare_streams() -> None:

@@ -16,7 +16,14 @@ from contextlib import ExitStack, contextmanager, suppress
 from etils import epath
 
 from retrieval_jax.runtime.errors import UserError, printable, reason
-from retrieval_jax.runtime.files import is_remote, make_directory, reaching, read_json, write_json
+from retrieval_jax.runtime.files import (
+    is_remote,
+    make_directory,
+    open_lock,
+    reaching,
+    read_json,
+    write_json,
+)
 from retrieval_jax.runtime.origins import sealed, unsealed
 from retrieval_jax.runtime.progress import say
 from retrieval_jax.runtime.records import leaves
@@ -115,7 +122,7 @@ def claim(workdir: epath.Path, contents: dict[str, dict], origin: str) -> None:
             )
     for name, content in contents.items():
         if there[name] is None:
-            write_json(workdir / name, sealed(_as_read(content) | {"origin": origin}))
+            write_json(workdir / name, sealed(content | {"origin": origin}))
 
 
 def differences(there: dict, here: dict) -> str:
@@ -173,10 +180,7 @@ def _compare(workdir: epath.Path, there: dict, content: dict) -> None:
 
 @contextmanager
 def _locked(path: epath.Path) -> Iterator[None]:
-    def opener(name: str, flags: int) -> int:  # a hostile workdir may have a link to a file there
-        return os.open(name, flags | os.O_NOFOLLOW, 0o666)
-
-    with open(path / ".lock", "a+", encoding="utf-8", opener=opener) as file:
+    with open_lock(path / ".lock") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
