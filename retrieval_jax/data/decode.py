@@ -52,7 +52,7 @@ def decode(
     are converted. Grey of 16 bits is scaled by 65,535 or, if no value exceeds 4,095, as 12 bits.
 
     JPEGs are decoded at 1/2, 1/4 or 1/8 of their sides where that is still twice the size wanted,
-    so that photographs of 200 megapixels take a fraction of a second and some MB.
+    so that photographs of 200 megapixels are never unpacked whole.
 
     Args:
       source: the bytes of a file, or its path.
