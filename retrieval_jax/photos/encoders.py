@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import zlib
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -18,8 +17,9 @@ from retrieval_jax.embedder import Embedder
 from retrieval_jax.models.efficientnet_lite0 import SIZE, EfficientNetLite0
 from retrieval_jax.models.lite0_weights import SHA256, lite0_params
 from retrieval_jax.runtime.errors import UserError, printable, reason
-from retrieval_jax.runtime.files import as_path, read_arrays, read_bytes
+from retrieval_jax.runtime.files import as_path, read_arrays
 from retrieval_jax.runtime.model_file import TENSORS, read_description
+from retrieval_jax.runtime.origins import file_checksum
 
 _PRETRAINED, _RUN, _FUNCTION, READY = "efficientnet_lite0", "run", "function", "embeddings"
 
@@ -66,7 +66,7 @@ def of_run(workdir: str) -> Encoder:
     directory = as_path(workdir)
     height, width, channels = read_description(directory)["image_shape"]
     try:
-        crc32 = zlib.crc32(read_bytes(directory / TENSORS))
+        crc32 = file_checksum(directory / TENSORS)
     except OSError as error:
         raise UserError(
             f"{printable(str(directory / TENSORS))} can't be read ({reason(error)}); name the "
