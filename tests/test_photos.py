@@ -1,12 +1,15 @@
 """An index of photos: made, asked, changed, damaged."""
 
+import csv
 import json
 import os
 from pathlib import Path
 
+import faiss
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pyarrow.parquet as parquet
 import pytest
 from etils import epath
 from PIL import Image
@@ -15,9 +18,10 @@ from retrieval_jax.embedder import Embedder
 from retrieval_jax.main import main
 from retrieval_jax.models import Encoder as ConvolutionalEncoder
 from retrieval_jax.models import Network
-from retrieval_jax.photos import PhotoIndex, store
+from retrieval_jax.photos import PhotoIndex, export, store
 from retrieval_jax.photos.duplicates import mirrored
 from retrieval_jax.photos.encoders import Encoder, ready_embeddings
+from retrieval_jax.photos.export import FORMS
 from retrieval_jax.photos.reading import perceptual_hash
 from retrieval_jax.runtime.errors import UserError
 from retrieval_jax.runtime.model_file import save_model
@@ -342,6 +346,9 @@ def test_a_finished_run_answers(tmp_path):
         (["index", "photos", "--output", "new", "--embeddings", "photos/notes.txt"], ".npz"),
         (["index", "photos", "--output", "new", "--run", "photos"], "finished run"),
         (["duplicates", "INDEX", "--threshold", "nan"], "--threshold"),
+        (["clusters", "photos"], "holds no index"),
+        (["export", "INDEX", "--to", "numpy", "--output", "photos"], "holds files already"),
+        (["export", "INDEX", "--to", "pickle", "--output", "new"], "--to"),
     ],
 )
 def test_bad_input_gets_a_sentence(index, tmp_path, capsys, monkeypatch, arguments, sentence):
@@ -360,3 +367,78 @@ def test_names_that_are_no_utf8_survive(folder, tmp_path):
     PhotoIndex.create(tmp_path / "index", folder, encoder=ENCODER, clusters=5)
     found = PhotoIndex.open(tmp_path / "index", ENCODER).query(odd, 1)
     assert found.paths == [odd]
+
+
+def test_a_cluster_lists_its_photos_the_most_typical_first(index):
+    content = index.content
+    for number in range(5):
+        found = index.cluster(number)
+        rows = np.flatnonzero(content.clusters == number)
+        exact = 1 - content.rows[rows].astype(np.float64) @ content.centroids[number]
+        np.testing.assert_allclose(found.distances, np.sort(exact), atol=1e-5)
+        assert sorted(found.paths) == sorted(content.photos.paths[row] for row in rows)
+        assert set(found.clusters.tolist()) <= {number}
+    with pytest.raises(UserError, match="0 to 4"):
+        index.cluster(5)
+
+
+def test_clusters_as_page_table_and_links(index, tmp_path, capsys):
+    directory, paths = str(index._directory), index.content.photos.paths
+    assert main(["clusters", directory]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 5
+    assert main(["clusters", directory, "--html", str(tmp_path / "c.html")]) == 0
+    assert (tmp_path / "c.html").read_text().count("data:image/jpeg;base64,") == 30
+    assert main(["clusters", directory, "--csv", str(tmp_path / "c.csv")]) == 0
+    with (tmp_path / "c.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["path"]: int(row["cluster"]) for row in rows} == dict(
+        zip(paths, index.content.clusters.tolist(), strict=True)
+    )
+    assert main(["clusters", directory, "--links", str(tmp_path / "links")]) == 0
+    for number in range(5):
+        made = sorted((tmp_path / "links" / f"cluster-{number:05}").iterdir())
+        assert [str(link.readlink()) for link in made] == index.cluster(number).paths
+    capsys.readouterr()
+    assert main(["clusters", directory, "--links", str(tmp_path / "links")]) == 2
+    assert "holds files already" in capsys.readouterr().err
+    assert main(["clusters", directory, "--csv", str(tmp_path / "no" / "c.csv")]) == 2
+    assert "no/c.csv" in capsys.readouterr().err
+
+
+def test_exports_are_read_by_other_programs(index, tmp_path):
+    content = index.content
+    paths, rows = content.photos.paths, content.rows.astype(np.float32)
+    for form in FORMS:
+        assert (
+            main(["export", str(index._directory), "--to", form, "--output", f"{tmp_path}/{form}"])
+            == 0
+        )
+    np.testing.assert_array_equal(np.load(tmp_path / "numpy" / "embeddings.npy"), rows)
+    assert (tmp_path / "numpy" / "embeddings.txt").read_text().splitlines() == paths
+    shown = np.loadtxt(tmp_path / "projector" / "tensors.tsv", delimiter="\t", dtype=np.float32)
+    np.testing.assert_allclose(shown, rows, rtol=1e-5)
+    metadata = (tmp_path / "projector" / "metadata.tsv").read_text().splitlines()
+    assert metadata == [
+        "path\tcluster",
+        *(f"{p}\t{c}" for p, c in zip(paths, content.clusters, strict=True)),
+    ]
+    table = parquet.read_table(tmp_path / "parquet" / "embeddings.parquet").to_pydict()
+    assert (table["path"], table["cluster"]) == (paths, content.clusters.tolist())
+    np.testing.assert_array_equal(np.array(table["embedding"], np.float32), rows)
+    found = faiss.read_index(str(tmp_path / "faiss" / "photos.faiss")).search(rows[:3], 4)[1]
+    names = (tmp_path / "faiss" / "photos.txt").read_text().splitlines()
+    for row, ids in zip(rows[:3], found, strict=True):
+        assert [names[i] for i in ids] == index.nearest(row, 4, probes=None).paths
+
+
+def test_what_a_form_cannot_hold_is_refused(folder, tmp_path, capsys):
+    (folder / "0" / "deep" / "00.png").rename(folder / "two\nlines.png")
+    made, _ = PhotoIndex.create(tmp_path / "index", folder, encoder=ENCODER, clusters=5)
+    for form in ("numpy", "faiss"):
+        with pytest.raises(UserError, match="line break"):
+            export.export(made, form, tmp_path / form)
+    export.export(made, "parquet", tmp_path / "parquet")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "x").write_text("the user's")
+    with pytest.raises(UserError, match="holds files already"):
+        export.export(made, "numpy", tmp_path / "full")

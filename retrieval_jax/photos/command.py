@@ -1,4 +1,4 @@
-"""The subcommands `index`, `query`, `add`, `remove`, `refresh` and `duplicates`."""
+"""The subcommands that make, ask and change an index of photos."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from typing import Any
 from etils import epath
 
 from retrieval_jax.data.cache import cache_home
-from retrieval_jax.photos import encoders, pages, store
+from retrieval_jax.photos import encoders, export, pages, store
 from retrieval_jax.photos.encoders import Encoder
+from retrieval_jax.photos.export import FORMS
 from retrieval_jax.photos.index import Changes, Found, PhotoIndex
 from retrieval_jax.report import html
 from retrieval_jax.report.text import Parser, say
@@ -43,6 +44,8 @@ def _parser(command: str) -> argparse.ArgumentParser:
         "remove": (_remove, "Takes photos, or all below folders, out of the index; files stay."),
         "refresh": (_refresh, "Embeds new and changed photos, and drops those that are gone."),
         "duplicates": (_duplicates, "Groups photos that are the same or nearly; deletes nothing."),
+        "clusters": (_clusters, "Shows the clusters; a photo is the most typical of its cluster."),
+        "export": (_export, "Writes embeddings and paths in the form of another program."),
     }[command]
     parser = Parser(prog=f"retrieval-jax {command}", description=text)
     parser.set_defaults(do=do)
@@ -51,7 +54,8 @@ def _parser(command: str) -> argparse.ArgumentParser:
         parser.add_argument("--output", required=True, metavar="INDEX", help="new directory")
         parser.add_argument("--clusters", default="auto", metavar="K", help="auto: √n")
     else:
-        indexed = "INDEX-or-RUN" if command == "query" else "INDEX"
+        asked = command in ("query", "clusters", "export")
+        indexed = "INDEX-or-RUN" if asked else "INDEX"
         parser.add_argument("index", metavar=indexed, help="directory that index has made")
     if command == "add":
         parser.add_argument("photos", metavar="PHOTOS", help="folder, of any depth")
@@ -75,6 +79,14 @@ def _parser(command: str) -> argparse.ArgumentParser:
         parser.add_argument(
             "--threshold", type=float, default=0.3, help="1 - cosine of embeddings (default 0.3)"
         )
+    if command == "clusters":
+        form = parser.add_mutually_exclusive_group()
+        form.add_argument("--html", metavar="PAGE", help="write a page of galleries")
+        form.add_argument("--csv", metavar="FILE", help="write path, cluster and distance")
+        form.add_argument("--links", metavar="DIR", help="make a folder of links for each")
+    if command == "export":
+        parser.add_argument("--to", choices=list(FORMS), required=True)
+        parser.add_argument("--output", required=True, metavar="DIR", help="new directory")
     if command in ("query", "duplicates"):
         form = parser.add_mutually_exclusive_group()
         form.add_argument("--html", metavar="PAGE", help="write a page with thumbnails")
@@ -84,7 +96,7 @@ def _parser(command: str) -> argparse.ArgumentParser:
 
 
 def _index(options: argparse.Namespace) -> None:
-    clusters = None if options.clusters == "auto" else _clusters(options.clusters)
+    clusters = None if options.clusters == "auto" else _number_of(options.clusters)
     ready = encoders.ready_embeddings(options.embeddings) if options.embeddings else None
     index, changes = PhotoIndex.create(
         options.output,
@@ -99,11 +111,7 @@ def _index(options: argparse.Namespace) -> None:
 
 
 def _query(options: argparse.Namespace) -> None:
-    directory = Path(options.index)
-    if not store.exists(directory) and (epath.Path(options.index) / "model.json").exists():
-        index = PhotoIndex.of_run(options.index)
-    else:
-        index = PhotoIndex.open(directory, _encoder(options))
+    index = _index_or_run(options.index, _encoder(options))
     probes = None if options.exhaustive else options.probes
     answers = [(image, index.query(image, options.neighbours, probes)) for image in options.images]
     if options.json:
@@ -152,6 +160,34 @@ def _duplicates(options: argparse.Namespace) -> None:
             for place, path in enumerate(group):
                 say(f"  {'keep ' if place == 0 else '     '}{path}", sys.stdout)
         say(f"{len(found.groups):,} groups; nothing was deleted", sys.stdout)
+
+
+def _clusters(options: argparse.Namespace) -> None:
+    index = _index_or_run(options.index)
+    if options.html:
+        _write(options.html, pages.clusters(index))
+    elif options.csv:
+        export.table(index, options.csv)
+        say(f"table: {options.csv}", sys.stdout)
+    elif options.links:
+        export.links(index, options.links)
+        say(f"links: {options.links}", sys.stdout)
+    else:
+        for number in range(len(index.content.centroids)):
+            paths = index.cluster(number).paths
+            typical = paths[0] if paths else "empty"
+            say(f"cluster {number:<5} {len(paths):>7,} photos  {typical}", sys.stdout)
+
+
+def _export(options: argparse.Namespace) -> None:
+    export.export(_index_or_run(options.index), options.to, options.output)
+    say(f"{options.to}: {options.output}", sys.stdout)
+
+
+def _index_or_run(directory: str, encoder: Encoder | None = None) -> PhotoIndex:
+    if not store.exists(Path(directory)) and (epath.Path(directory) / "model.json").exists():
+        return PhotoIndex.of_run(directory)
+    return PhotoIndex.open(directory, encoder)
 
 
 def _encoder(options: argparse.Namespace) -> Encoder | None:
@@ -203,7 +239,7 @@ def _count(text: str) -> int:
     return value
 
 
-def _clusters(text: str) -> int:
+def _number_of(text: str) -> int:
     try:
         return _count(text)
     except ValueError:

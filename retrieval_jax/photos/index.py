@@ -253,6 +253,29 @@ class PhotoIndex:
             content.clusters[row[best]],
         )
 
+    def cluster(self, number: int) -> Found:
+        """All photos of a cluster, the most typical first; distances are to its centroid.
+
+        Args:
+          number: 0 … k - 1.
+
+        Raises:
+          UserError: there is no such cluster.
+        """
+        content = self._content
+        if not 0 <= number < len(content.centroids):
+            raise UserError(
+                f"there is no cluster {number}: the clusters are 0 to {len(content.centroids) - 1}"
+            )
+        first, last = np.searchsorted(content.clusters, [number, number + 1])
+        scores = content.rows[first:last].astype(np.float32) @ content.centroids[number]
+        order = np.argsort(-scores, kind="stable")
+        return Found(
+            [content.photos.paths[first + row] for row in order],
+            np.maximum(1 - scores[order], 0),
+            content.clusters[first:last],
+        )
+
     def add(self, photos: str | Path) -> Changes:
         """Adds the photos below a folder; those that are in it already stay as they are.
 

@@ -7,14 +7,17 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 from retrieval_jax.data.decode import DecodeError, decode
 from retrieval_jax.photos.duplicates import Duplicates
-from retrieval_jax.photos.index import Found
+from retrieval_jax.photos.index import Found, PhotoIndex
 from retrieval_jax.report import html
 
 _SIDE = 160
+_TYPICAL, _ODD = 8, 4  # photos of a cluster
+_CLUSTERS = 200
 _STYLE = (
     "<style>.row{display:flex;flex-wrap:wrap;gap:.7rem;margin:.6rem 0}.row figure{width:10rem;"
     "margin:0;padding:.4rem}.row figcaption{font-size:.78rem}</style>"
@@ -43,6 +46,29 @@ def duplicates(found: Duplicates) -> str:
     text = f"{len(rows):,} groups. Nothing was deleted; which to keep is a suggestion."
     body = f'{_STYLE}<h1>Duplicates</h1><p class="soft">{text}</p>{"".join(rows)}'
     return html.page("Duplicates", body)
+
+
+def clusters(index: PhotoIndex) -> str:
+    """A page of galleries: of each cluster the most typical photos, and the least."""
+    sizes = np.bincount(index.content.clusters, minlength=len(index.content.centroids))
+    order = [number for number in np.argsort(-sizes, kind="stable") if sizes[number]]
+    rows = []
+    for number in order[:_CLUSTERS]:
+        found = index.cluster(int(number))
+        shown = [
+            _figure(path, f"{distance:.4f}")
+            for path, distance in zip(found.paths[:_TYPICAL], found.distances, strict=False)
+        ]
+        odd = list(zip(found.paths, found.distances, strict=True))[_TYPICAL:][-_ODD:]
+        shown += [_figure(path, f"odd, {distance:.4f}") for path, distance in odd]
+        rows.append(f"<h2>Cluster {number}: {sizes[number]:,} photos</h2>{_row(shown)}")
+    left = len(order) - len(rows)
+    text = f"{len(index):,} photos in {len(order):,} clusters, the largest first; of each the most "
+    text += "typical photos and the oddest, with 1 − cosine to the centroid."
+    text += f" {left:,} smaller clusters are not shown." if left else ""
+    return html.page(
+        "Clusters", f'{_STYLE}<h1>Clusters</h1><p class="soft">{text}</p>{"".join(rows)}'
+    )
 
 
 def _row(figures: Sequence[str]) -> str:

@@ -1,0 +1,166 @@
+"""An index in the forms of other programs."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from retrieval_jax.photos.index import PhotoIndex
+from retrieval_jax.photos.store import Content
+from retrieval_jax.runtime.errors import UserError, printable, reason
+from retrieval_jax.runtime.files import in_one_sentence, replacing
+
+_PROJECTOR = """embeddings {
+  tensor_name: "photos"
+  tensor_path: "tensors.tsv"
+  metadata_path: "metadata.tsv"
+}
+"""
+
+
+def export(index: PhotoIndex, form: str, directory: str | Path) -> None:
+    """Writes the embeddings and paths of an index into a new directory.
+
+    Args:
+      index: `PhotoIndex`.
+      form: one of `FORMS`.
+        "numpy": `embeddings.npy`, float32 [n, d] of unit length, and `embeddings.txt`, a path a
+        line. "projector": `tensors.tsv`, `metadata.tsv` and `projector_config.pbtxt`, which
+        TensorBoard's projector opens. "parquet": `embeddings.parquet` with the columns path,
+        cluster and embedding. "faiss": `photos.faiss`, an `IndexFlatIP`, whose ids are the lines
+        of `photos.txt`, from 0.
+      directory: new or empty.
+
+    Raises:
+      UserError: it can't be written or holds files, a package is missing, or a path has a line
+        break and the form can't hold it.
+    """
+    with _new(Path(directory)) as target:
+        FORMS[form](index.content, target)
+
+
+def links(index: PhotoIndex, directory: str | Path) -> None:
+    """Makes a folder of links for each cluster, the most typical photo first by name.
+
+    Raises:
+      UserError: the directory holds files, or can't be written; or the photos aren't files, as in
+        the run of a data set.
+    """
+    with _new(Path(directory)) as target:
+        for number in range(len(index.content.centroids)):
+            folder = target / f"cluster-{number:05}"
+            folder.mkdir()
+            for rank, path in enumerate(index.cluster(number).paths):
+                if not Path(path).is_absolute():
+                    raise UserError(
+                        f"{printable(path)!r} is no absolute path, so it can't be linked; "
+                        "give --csv or --html"
+                    )
+                name = f"{rank:06}-{Path(path).name}"
+                # Some names fit into 255 bytes only without a number before them.
+                if len(name.encode("utf-8", "surrogateescape")) > 255:
+                    name = f"{rank:06}{Path(path).suffix}"
+                (folder / name).symlink_to(path)
+
+
+def table(index: PhotoIndex, file: str | Path) -> None:
+    """Writes a CSV of path, cluster and distance to the centroid, 1 - cosine.
+
+    Raises:
+      UserError: it can't be written.
+    """
+    rows: list[tuple[Any, ...]] = [("path", "cluster", "distance")]
+    for number in range(len(index.content.centroids)):
+        found = zip(*index.cluster(number), strict=True)
+        rows += [(path, cluster, f"{distance:.6f}") for path, distance, cluster in found]
+    try:
+        with replacing(epath.Path(file)) as raw:
+            raw.write(_separated(rows, csv.excel))
+    except OSError as error:
+        raise UserError(f"{printable(str(file))} can't be written ({reason(error)})") from error
+
+
+def _numpy(content: Content, target: Path) -> None:
+    names = _lines(content.photos.paths)
+    with (target / "embeddings.npy").open("wb") as file:
+        np.save(file, content.rows.astype(np.float32), allow_pickle=False)
+    (target / "embeddings.txt").write_bytes(names)
+
+
+def _projector(content: Content, target: Path) -> None:
+    with (target / "tensors.tsv").open("w") as file:
+        np.savetxt(file, content.rows, "%.6g", "\t")
+    paths = [printable(path) for path in content.photos.paths]
+    rows = [("path", "cluster"), *zip(paths, content.clusters.tolist(), strict=True)]
+    (target / "metadata.tsv").write_bytes(_separated(rows, csv.excel_tab))
+    (target / "projector_config.pbtxt").write_text(_PROJECTOR)
+
+
+def _parquet(content: Content, target: Path) -> None:
+    arrow, parquet = _package("pyarrow"), _package("pyarrow.parquet")
+    rows = arrow.array(content.rows.astype(np.float32).ravel())
+    columns = {
+        # Names that are no UTF-8 can't be strings of Parquet.
+        "path": [printable(path) for path in content.photos.paths],
+        "cluster": content.clusters,
+        "embedding": arrow.FixedSizeListArray.from_arrays(rows, content.rows.shape[1]),
+    }
+    parquet.write_table(arrow.table(columns), str(target / "embeddings.parquet"))
+
+
+def _faiss(content: Content, target: Path) -> None:
+    faiss, names = _package("faiss", "faiss-cpu"), _lines(content.photos.paths)
+    index = faiss.IndexFlatIP(content.rows.shape[1])
+    index.add(content.rows.astype(np.float32))
+    faiss.write_index(index, str(target / "photos.faiss"))
+    (target / "photos.txt").write_bytes(names)
+
+
+FORMS: dict[str, Callable[[Content, Path], None]] = {
+    "numpy": _numpy,
+    "projector": _projector,
+    "parquet": _parquet,
+    "faiss": _faiss,
+}
+
+
+@contextmanager
+def _new(directory: Path) -> Iterator[Path]:
+    with in_one_sentence(epath.Path(directory)):
+        directory.mkdir(parents=True, exist_ok=True)
+        if any(directory.iterdir()):
+            raise UserError(
+                f"{printable(str(directory))} holds files already: give a new directory"
+            )
+        yield directory
+
+
+def _lines(paths: list[str]) -> bytes:
+    if broken := [path for path in paths if len(path.splitlines()) > 1]:
+        raise UserError(
+            f"the path {printable(broken[0])!r} has a line break; rename it, or give --to parquet"
+        )
+    return "".join(f"{path}\n" for path in paths).encode("utf-8", "surrogateescape")
+
+
+def _separated(rows: list[tuple[Any, ...]], dialect: type[csv.Dialect]) -> bytes:
+    text = io.StringIO(newline="")
+    csv.writer(text, dialect, lineterminator="\n").writerows(rows)
+    return text.getvalue().encode("utf-8", "surrogateescape")
+
+
+def _package(name: str, distribution: str | None = None) -> ModuleType:
+    try:
+        return import_module(name)
+    except ImportError as error:
+        wanted = distribution or name.partition(".")[0]
+        raise UserError(f"this form needs the package {wanted}: pip install {wanted}") from error
