@@ -431,6 +431,30 @@ def test_exports_are_read_by_other_programs(index, tmp_path):
         assert [names[i] for i in ids] == index.nearest(row, 4, probes=None).paths
 
 
+@pytest.mark.parametrize(
+    ("form", "file"), [("numpy", "embeddings.npy"), ("parquet", "embeddings.parquet")]
+)
+def test_an_export_is_taken_as_ready_embeddings(index, folder, tmp_path, form, file):
+    export.export(index, form, tmp_path / form)
+    ready = ready_embeddings(str(tmp_path / form / file))
+    again, _ = PhotoIndex.create(tmp_path / "again", folder, embeddings=ready, clusters=5)
+    rows = dict(zip(again.content.photos.paths, again.content.rows, strict=True))
+    for path, row in zip(index.content.photos.paths, index.content.rows, strict=True):
+        np.testing.assert_allclose(rows[path], row, atol=1e-3)
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("name", ["x.npy", "x.parquet", "x.npz", "alone.npy", "twice.npy"])
+def test_ready_embeddings_that_are_none(tmp_path, name):
+    (tmp_path / name).write_bytes(b"PAR1 nothing")
+    if name in ("alone.npy", "twice.npy"):
+        np.save(tmp_path / name, np.ones((2, 3), np.float32))
+    if name == "twice.npy":
+        (tmp_path / "twice.txt").write_text("a.png\na.png\n")
+    with pytest.raises(UserError, match="names a photo twice" if "twice" in name else "can't be"):
+        ready_embeddings(str(tmp_path / name))
+
+
 def test_what_a_form_cannot_hold_is_refused(folder, tmp_path, capsys):
     (folder / "0" / "deep" / "00.png").rename(folder / "two\nlines.png")
     made, _ = PhotoIndex.create(tmp_path / "index", folder, encoder=ENCODER, clusters=5)

@@ -16,6 +16,7 @@ from retrieval_jax.photos import encoders, export, pages, store
 from retrieval_jax.photos.encoders import Encoder
 from retrieval_jax.photos.export import FORMS
 from retrieval_jax.photos.index import Changes, Found, PhotoIndex
+from retrieval_jax.photos.onnx_encoder import three
 from retrieval_jax.report import html
 from retrieval_jax.report.text import Parser, say
 from retrieval_jax.runtime.errors import UserError, printable, reason
@@ -63,12 +64,19 @@ def _parser(command: str) -> argparse.ArgumentParser:
         parser.add_argument("paths", nargs="+", metavar="PATH")
     if command in ("index", "query", "add", "refresh"):
         source = parser.add_mutually_exclusive_group()
-        source.add_argument("--encoder", metavar="module:name", help="a function of images")
+        source.add_argument(
+            "--encoder", metavar="module:name", help="a function of images, or FILE.onnx"
+        )
         source.add_argument("--run", metavar="RUN", help="the encoder of a finished run")
         if command == "index":
             source.add_argument(
-                "--embeddings", metavar="FILE.npz", help='ready ones: arrays "names", "embeddings"'
+                "--embeddings", metavar="FILE", help="ready ones: .npz, .npy with .txt, or .parquet"
             )
+            parser.add_argument("--size", type=_count, metavar="PIXELS", help="of FILE.onnx' input")
+            for name in ("--mean", "--deviation"):
+                parser.add_argument(
+                    name, type=_three, metavar="R,G,B", help="of FILE.onnx, for pixels of 0 to 1"
+                )
     if command == "query":
         parser.add_argument("images", nargs="+", metavar="IMAGE")
         parser.add_argument("--neighbours", type=_count, default=12)
@@ -192,6 +200,12 @@ def _index_or_run(directory: str, encoder: Encoder | None = None) -> PhotoIndex:
 
 def _encoder(options: argparse.Namespace) -> Encoder | None:
     """The one that is given; None for that of the index, or the pretrained one."""
+    given = [getattr(options, name, None) for name in ("size", "mean", "deviation")]
+    if options.encoder and options.encoder.lower().endswith(".onnx"):
+        size, mean, deviation = given
+        return encoders.of_onnx(options.encoder, size and (size, size), mean, deviation)
+    if given != [None, None, None]:
+        raise UserError("--size, --mean and --deviation belong to --encoder FILE.onnx")
     if options.encoder:
         return encoders.of_function(options.encoder)
     return encoders.of_run(options.run) if options.run else None
@@ -237,6 +251,10 @@ def _count(text: str) -> int:
     if value < 1:
         raise ValueError
     return value
+
+
+def _three(text: str) -> tuple[float, ...]:
+    return three(text.split(","))
 
 
 def _number_of(text: str) -> int:

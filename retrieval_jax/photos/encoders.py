@@ -16,12 +16,14 @@ from flax.traverse_util import unflatten_dict
 from retrieval_jax.embedder import Embedder
 from retrieval_jax.models.efficientnet_lite0 import SIZE, EfficientNetLite0
 from retrieval_jax.models.lite0_weights import SHA256, lite0_params
+from retrieval_jax.photos.onnx_encoder import embedder, prepared, size_of, three
 from retrieval_jax.runtime.errors import UserError, printable, reason
 from retrieval_jax.runtime.files import as_path, read_arrays
 from retrieval_jax.runtime.model_file import TENSORS, read_description
 from retrieval_jax.runtime.origins import file_checksum
 
 _PRETRAINED, _RUN, _FUNCTION, READY = "efficientnet_lite0", "run", "function", "embeddings"
+_ONNX = "onnx"
 
 
 class Encoder(NamedTuple):
@@ -109,6 +111,43 @@ def of_function(name: str) -> Encoder:
     )
 
 
+def of_onnx(
+    file: str,
+    size: tuple[int, int] | None = None,
+    mean: tuple[float, ...] | None = None,
+    deviation: tuple[float, ...] | None = None,
+) -> Encoder:
+    """The network of an ONNX file, for images (pixel / 255 - mean) / deviation.
+
+    Raises:
+      UserError: onnxruntime isn't installed, the file can't be read, or what isn't given here
+        isn't said beside it.
+    """
+    place = Path(file).absolute()
+    known = prepared(place, size, mean, deviation)
+    description = {
+        "kind": _ONNX,
+        "file": str(place),
+        "crc32": file_checksum(epath.Path(place)),
+        **{name: list(value) for name, value in known._asdict().items()},
+    }
+    return Encoder(description, (*known.size, 3), True, embedder(place, known))
+
+
+def _described_onnx(description: dict[str, Any]) -> Encoder:
+    try:
+        file = description["file"]
+        size = size_of(description["size"])
+        mean, deviation = three(description["mean"]), three(description["deviation"])
+        if not isinstance(file, str):
+            raise TypeError(file)
+    except (LookupError, TypeError, ValueError) as error:
+        raise UserError(
+            "the index doesn't say how its ONNX file prepares images; make the index again"
+        ) from error
+    return of_onnx(file, size, mean, deviation)
+
+
 def of_index(description: dict[str, Any]) -> Encoder:
     """The encoder that an index describes.
 
@@ -120,6 +159,8 @@ def of_index(description: dict[str, Any]) -> Encoder:
         encoder = pretrained()
     elif kind == _RUN and isinstance(description.get("workdir"), str):
         encoder = of_run(description["workdir"])
+    elif kind == _ONNX:
+        encoder = _described_onnx(description)
     elif kind == _FUNCTION:  # what a file names is never imported
         raise UserError(
             f"the index was made by the function {printable(str(description.get('name')))}: give "
@@ -155,17 +196,25 @@ def batch_size() -> int:
 
 
 def ready_embeddings(file: str) -> dict[str, np.ndarray]:
-    """File name → embedding, of an .npz with arrays "names" [n] and "embeddings" [n, d].
+    """File name → embedding.
+
+    Args:
+      file: an .npz with the arrays "names" [n] and "embeddings" [n, d]; an .npy [n, d], with the
+        names in a .txt of the same name, one a line; or a .parquet with the columns "path" and
+        "embedding", lists of one length.
 
     Raises:
       UserError: it can't be read or holds anything else.
     """
     shown = printable(file)
+    read = {".npy": _of_npy, ".parquet": _of_parquet}.get(Path(file).suffix, _of_npz)
     try:
-        arrays = read_arrays(epath.Path(file))
+        names, rows = read(Path(file))
     except (OSError, ValueError) as error:
-        raise UserError(f"{shown} can't be read as .npz ({reason(error)})") from error
-    names, rows = arrays.get("names"), arrays.get("embeddings")
+        raise UserError(
+            f"{shown} can't be read as embeddings ({reason(error)}): give an .npz, an .npy with a "
+            ".txt of names beside it, or a .parquet"
+        ) from error
     if (
         names is None
         or rows is None
@@ -175,12 +224,36 @@ def ready_embeddings(file: str) -> dict[str, np.ndarray]:
         or rows.dtype.kind != "f"
         or len(names) != len(rows)
     ):
-        raise UserError(
-            f"{shown} must hold the arrays names, strings [n], and embeddings, floats [n, d]"
-        )
+        raise UserError(f"{shown} must hold names, strings [n], and embeddings, floats [n, d]")
+    if len(set(names.tolist())) < len(names):
+        raise UserError(f"{shown} names a photo twice: give each one embedding")
     if not np.isfinite(rows).all() or not (rows != 0).any(1).all():
         raise UserError(f"{shown} holds embeddings that are 0, infinite or no numbers")
     return dict(zip(names.tolist(), rows.astype(np.float32), strict=True))
+
+
+_Named = tuple[np.ndarray | None, np.ndarray | None]
+
+
+def _of_npz(file: Path) -> _Named:
+    arrays = read_arrays(epath.Path(file))
+    return arrays.get("names"), arrays.get("embeddings")
+
+
+def _of_npy(file: Path) -> _Named:
+    rows = np.load(file, allow_pickle=False)
+    text = file.with_suffix(".txt").read_bytes().decode("utf-8", "surrogateescape")
+    return np.array(text.splitlines(), np.str_), rows
+
+
+def _of_parquet(file: Path) -> _Named:
+    from pyarrow import ArrowException, parquet
+
+    try:
+        table = parquet.read_table(str(file), columns=["path", "embedding"]).to_pydict()
+    except ArrowException as error:
+        raise ValueError(reason(error)) from error
+    return np.array(table["path"]), np.array(table["embedding"], np.float32)
 
 
 def _words(description: dict[str, Any]) -> str:

@@ -6,13 +6,13 @@ import csv
 import io
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib import import_module
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
+import pyarrow
 from etils import epath
+from pyarrow import parquet
 
 from retrieval_jax.photos.index import PhotoIndex
 from retrieval_jax.photos.store import Content
@@ -106,19 +106,22 @@ def _projector(content: Content, target: Path) -> None:
 
 
 def _parquet(content: Content, target: Path) -> None:
-    arrow, parquet = _package("pyarrow"), _package("pyarrow.parquet")
-    rows = arrow.array(content.rows.astype(np.float32).ravel())
+    rows = pyarrow.array(content.rows.astype(np.float32).ravel())
     columns = {
         # Names that are no UTF-8 can't be strings of Parquet.
         "path": [printable(path) for path in content.photos.paths],
         "cluster": content.clusters,
-        "embedding": arrow.FixedSizeListArray.from_arrays(rows, content.rows.shape[1]),
+        "embedding": pyarrow.FixedSizeListArray.from_arrays(rows, content.rows.shape[1]),
     }
-    parquet.write_table(arrow.table(columns), str(target / "embeddings.parquet"))
+    parquet.write_table(pyarrow.table(columns), str(target / "embeddings.parquet"))
 
 
 def _faiss(content: Content, target: Path) -> None:
-    faiss, names = _package("faiss", "faiss-cpu"), _lines(content.photos.paths)
+    try:
+        import faiss
+    except ImportError as error:
+        raise UserError("the form faiss needs its package: pip install faiss-cpu") from error
+    names = _lines(content.photos.paths)
     index = faiss.IndexFlatIP(content.rows.shape[1])
     index.add(content.rows.astype(np.float32))
     faiss.write_index(index, str(target / "photos.faiss"))
@@ -156,11 +159,3 @@ def _separated(rows: list[tuple[Any, ...]], dialect: type[csv.Dialect]) -> bytes
     text = io.StringIO(newline="")
     csv.writer(text, dialect, lineterminator="\n").writerows(rows)
     return text.getvalue().encode("utf-8", "surrogateescape")
-
-
-def _package(name: str, distribution: str | None = None) -> ModuleType:
-    try:
-        return import_module(name)
-    except ImportError as error:
-        wanted = distribution or name.partition(".")[0]
-        raise UserError(f"this form needs the package {wanted}: pip install {wanted}") from error

@@ -85,7 +85,7 @@ class PhotoIndex:
           directory: of the index, new or empty.
           photos: the folder.
           encoder: by default EfficientNet-lite0 with ImageNet's weights.
-          embeddings: in place of an encoder, file name relative to the folder → float [d].
+          embeddings: in place of an encoder, path, absolute or relative to the folder → float [d].
           clusters: how many; None for √n. (To try several and to choose by a score would take
             minutes of compiling.)
 
@@ -415,6 +415,7 @@ def _from_embeddings(
     folder: Path, paths: list[Path], embeddings: dict[str, np.ndarray]
 ) -> Embedded:
     root, there = folder.absolute(), set(paths)
+    vectors = {root / name: vector for name, vector in embeddings.items()}
     missing = [name for name in embeddings if root / name not in there]
     if missing:
         raise UserError(
@@ -422,9 +423,8 @@ def _from_embeddings(
             f"{printable(missing[0])!r}, are no photos in {printable(str(folder))}: names are "
             "paths relative to it"
         )
-    chosen = [path for path in paths if path.relative_to(root).as_posix() in embeddings]
-    vectors = np.stack([embeddings[path.relative_to(root).as_posix()] for path in chosen])
-    return described(chosen, vectors)
+    chosen = [path for path in paths if path in vectors]
+    return described(chosen, np.stack([vectors[path] for path in chosen]))
 
 
 def _clustered(rows: np.ndarray, clusters: int | None) -> tuple[np.ndarray, np.ndarray]:
