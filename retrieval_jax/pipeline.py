@@ -32,6 +32,7 @@ from retrieval_jax.experiment import (
 from retrieval_jax.numerics.keys import key_for
 from retrieval_jax.ranking import Neighbours
 from retrieval_jax.report import page
+from retrieval_jax.report.items import write_items
 from retrieval_jax.report.map import lay_out
 from retrieval_jax.report.results import (
     Device,
@@ -213,6 +214,8 @@ def run(
                     "queries": names_of(data.names, parts.queries),
                 }
                 write_json(workdir / "images.json", named)
+                found = clusters["gallery"], clusters["queries"]
+                write_items(workdir / "items.csv", data, parts, *found)
                 figures = page.draw(workdir, results)
         results = results._replace(seconds=seconds)
         if hosts.is_first():

@@ -1,5 +1,6 @@
 """Whole runs: the digits end to end, killed and resumed, without labels, and with bad input."""
 
+import csv
 import json
 import os
 import shutil
@@ -15,6 +16,7 @@ import pytest
 from etils import epath
 from PIL import Image
 from sklearn import metrics as sklearn_metrics
+from sklearn.datasets import load_digits
 from sklearn.neighbors import NearestNeighbors
 from tensorboardX.proto.event_pb2 import Event
 
@@ -106,6 +108,20 @@ def test_the_scores_are_scikit_learns(whole):
     )
 
 
+def test_a_run_answers_by_its_gallery(whole, tmp_path, capsys):
+    names = json.loads((whole / "images.json").read_text())
+    asked = names["gallery"][5]
+    pixels = np.rint(load_digits().images[asked] * 255 / 16).astype(np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "digit.png")
+    assert main(["query", str(whole), str(tmp_path / "digit.png"), "--paths"]) == 0
+    assert capsys.readouterr().out.splitlines()[0] == str(asked)
+    assert main(["clusters", str(whole), "--csv", str(tmp_path / "c.csv")]) == 0
+    with (tmp_path / "c.csv").open(newline="") as file:
+        found = {int(row["path"]): int(row["cluster"]) for row in csv.DictReader(file)}
+    labels = np.load(whole / "clusters.npz")["gallery"].tolist()
+    assert found == dict(zip(names["gallery"], labels, strict=True))
+
+
 def test_everything_that_a_run_leaves(whole):
     results = results_of(whole)
     assert (
@@ -125,6 +141,13 @@ def test_everything_that_a_run_leaves(whole):
     assert list(results["baselines"]) == ["raw pixels", "colour histogram", "untrained encoder"]
     names = json.loads((whole / "images.json").read_text())
     assert sorted(names["gallery"] + names["queries"]) == list(range(1797))
+    with (whole / "items.csv").open(newline="") as file:
+        items = list(csv.DictReader(file))
+    assert [int(item["image"]) for item in items] == names["gallery"] + names["queries"]
+    clusters, digits = np.load(whole / "clusters.npz"), load_digits()
+    found = np.concatenate([clusters["gallery"], clusters["queries"]])
+    assert [int(item["cluster"]) for item in items] == found.tolist()
+    assert all(item["label"] == str(digits.target[int(item["image"])]) for item in items)
     assert 0 < results["training"]["first_step"] < results["seconds"]["train"] + 60
     assert results["provenance"]["device"]["count"] == 8
     assert (

@@ -315,7 +315,7 @@ def test_a_finished_run_answers(tmp_path):
     np.savez(tmp_path / "embeddings.npz", gallery=gallery)
     labels = np.arange(20) % 2
     centroids = np.stack([gallery[labels == i].mean(0) for i in range(2)])
-    np.savez(tmp_path / "clusters.npz", labels=labels, centroids=centroids)
+    np.savez(tmp_path / "clusters.npz", gallery=labels, centroids=centroids)
     names = [f"cat/{i}.png" for i in range(20)]
     (tmp_path / "images.json").write_text(json.dumps({"gallery": names, "queries": []}))
     Image.fromarray(images[7]).save(tmp_path / "query.png")

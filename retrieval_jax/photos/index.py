@@ -173,14 +173,14 @@ class PhotoIndex:
             centroids = np.asarray(clusters["centroids"], np.float32)
             centroids /= np.maximum(np.linalg.norm(centroids, axis=1, keepdims=True), 1e-30)
             n = len(names)
-            if n != len(rows) or n != len(clusters["labels"]):
+            if n != len(rows) or n != len(clusters["gallery"]):
                 raise ValueError("its images, embeddings and clusters are of different numbers")
             paths = [printable(str(name)) for name in names]
             unknown = (np.zeros(n, np.int64) for _ in range(3))
             sizes, times, pixels = unknown
             digests, hashes = np.zeros((n, 32), np.uint8), np.zeros(n, np.uint64)
             photos = store.Photos(paths, sizes, times, digests, hashes, pixels)
-            arranged = _by_cluster(photos, units, clusters["labels"].astype(np.int32))
+            arranged = _by_cluster(photos, units, clusters["gallery"].astype(np.int32))
         except (OSError, ValueError, LookupError, TypeError) as error:
             raise UserError(
                 f"the run {shown} can't be asked ({reason(error)}); finish it again"

@@ -24,7 +24,7 @@ from retrieval_jax.runtime.records import RecordError, plain, typed
 FORMAT = 2
 _FILES = (
     *("model.safetensors", "model.json", "embeddings.npz", "clusters.npz", "neighbours.npz"),
-    *("map.npz", "examples.npz", "images.json"),
+    *("map.npz", "examples.npz", "images.json", "items.csv"),
 )
 
 
