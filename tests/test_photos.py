@@ -235,6 +235,50 @@ def test_other_paths_of_a_file_are_no_copies(folder, tmp_path):
     assert sorted(group) == sorted([str(second), str(folder / "copy.png")])
 
 
+def test_a_folder_that_cannot_be_listed_is_named_and_its_photos_stay(index, folder, monkeypatch):
+    scandir = os.scandir
+
+    def closed(path):
+        if str(path) == str(folder / "1" / "deep"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", closed)
+    found = opened(index).refresh()
+    assert found.removed == []
+    assert str(folder / "1" / "deep") in found.unreadable[0]
+    assert len(opened(index)) == 30
+    (folder / "0" / "deep" / "00.png").unlink()
+    assert opened(index).refresh().removed == [str(folder / "0" / "deep" / "00.png")]
+    assert "1/deep" in opened(index).add(folder).unreadable[0]
+
+
+def test_one_folder_by_another_path_is_no_news(index, folder):
+    assert opened(index).add(folder / ".." / "photos").added == []
+    assert opened(index).content.folders == [str(folder)]
+    opened(index).remove([folder / "0" / ".." / "1"])
+    assert len(opened(index)) == 20
+
+
+def test_an_index_that_is_replaced_while_it_is_read(index, folder, monkeypatch):
+    content, seen = store._content, []
+
+    def late(directory, manifest, whole):
+        if not seen:
+            seen.append(manifest)
+            monkeypatch.setattr(store, "_content", content)
+            opened(index).remove([folder / "0"])
+        return content(directory, manifest, whole)
+
+    monkeypatch.setattr(store, "_content", late)
+    assert len(store.read(index._directory).photos.paths) == 20
+
+
+def test_duplicates_need_no_lock(index):
+    with store.only_writer(index._directory):
+        assert opened(index).duplicates(0.001).groups == []
+
+
 def test_duplicates_are_grouped_and_the_largest_is_kept(folder, tmp_path):
     first = folder / "0" / "deep" / "00.png"
     (folder / "copy.png").write_bytes(first.read_bytes())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -98,7 +99,8 @@ class PhotoIndex:
         """
         directory, folder = Path(directory), Path(photos)
         shown = printable(str(directory))
-        paths = find_photos(folder)
+        listing = find_photos(folder)
+        paths = listing.photos
         if clusters is not None and not 1 <= clusters <= len(paths):
             raise UserError(
                 f"--clusters is {clusters} and there are {len(paths):,} photos: give 1 to that many"
@@ -128,7 +130,7 @@ class PhotoIndex:
                 labels, centroids = _clustered(found.rows, clusters)
                 content = store.Content(
                     description,
-                    [str(folder.absolute())],
+                    [os.path.abspath(folder)],
                     [],
                     *_by_cluster(found.photos, found.rows, labels),
                     centroids,
@@ -136,7 +138,8 @@ class PhotoIndex:
                 store.write(directory, content)
                 shutil.rmtree(directory / "parts", ignore_errors=True)
         index = cls(directory, store.read(directory), encoder)
-        return index, Changes(found.photos.paths, [], [], found.unreadable)
+        unreadable = listing.complaints + found.unreadable
+        return index, Changes(found.photos.paths, [], [], unreadable)
 
     @classmethod
     def open(cls, directory: str | Path, encoder: Encoder | None = None) -> PhotoIndex:
@@ -216,7 +219,7 @@ class PhotoIndex:
         Raises:
           UserError: as `query`.
         """
-        path, content = str(Path(image).absolute()), self._content
+        path, content = os.path.abspath(image), self._content
         if content.encoder.get("kind") == encoders.READY and path in content.photos.paths:
             return content.rows[content.photos.paths.index(path)].astype(np.float32)
         pixels = pixels_of(Path(image), self._known_encoder)
@@ -283,11 +286,10 @@ class PhotoIndex:
           UserError: another process is writing it, the folder holds no photo, the encoder isn't
             there, or the disk is full, and then the index is as before.
         """
-        folder = str(Path(photos).absolute())
-        paths = find_photos(Path(photos))
+        folder, listing = os.path.abspath(photos), find_photos(Path(photos))
         with self._changing() as content:
             known = set(content.photos.paths)
-            new = [path for path in paths if str(path) not in known]
+            new = [path for path in listing.photos if str(path) not in known]
             found = self._embedded(new)
             added = set(map(str, new))
             self._replace(
@@ -298,7 +300,7 @@ class PhotoIndex:
                 np.arange(len(known)),
                 found,
             )
-        return Changes(found.photos.paths, [], [], found.unreadable)
+        return Changes(found.photos.paths, [], [], listing.complaints + found.unreadable)
 
     def remove(self, paths: list[str | Path]) -> Changes:
         """Removes photos, or all below a folder, from the index; the files stay.
@@ -312,7 +314,7 @@ class PhotoIndex:
             there = content.photos.paths
             gone: set[str] = set()
             for given in map(str, paths):
-                path = str(Path(given).absolute())
+                path = os.path.abspath(given)
                 below = {name for name in there if name == path or name.startswith(path + "/")}
                 if not below:
                     raise UserError(f"{printable(given)} is not in the index: check the path")
@@ -324,18 +326,20 @@ class PhotoIndex:
         """Looks into the folders of the index for photos that are new, changed or gone.
 
         A file counts as changed if its size or its time of modification differs and its checksum
-        does too.
+        does too. What lies in a folder that can't be listed now stays as it is.
 
         Raises:
           UserError: a folder is gone, or as `add`.
         """
         with self._changing() as content:
-            paths = [p for folder in content.folders for p in find_photos(Path(folder))]
-            paths = list(dict.fromkeys(paths))
+            listings = [find_photos(Path(folder)) for folder in content.folders]
+            paths = list(dict.fromkeys(path for listing in listings for path in listing.photos))
+            closed = tuple(f"{folder}/" for listing in listings for folder in listing.closed)
             excluded, found_names = set(content.excluded), set(map(str, paths))
             photos = content.photos
             row_of = {name: row for row, name in enumerate(photos.paths)}
-            gone = set(row_of) - found_names
+            gone = {name for name in row_of if name not in found_names}
+            gone -= {name for name in gone if name.startswith(closed)}
             new, stale = [], []
             for path in paths:
                 row = row_of.get(str(path))
@@ -359,12 +363,13 @@ class PhotoIndex:
                 raise UserError("no photo of the index is left in its folders; remove the index")
             self._replace(content, kept, found)
         added = [name for name in found.photos.paths if name not in row_of]
-        return Changes(added, changed, sorted(gone | lost), found.unreadable)
+        complaints = dict.fromkeys(line for listing in listings for line in listing.complaints)
+        unreadable = [*complaints, *found.unreadable]
+        return Changes(added, changed, sorted(gone | lost), unreadable)
 
     def duplicates(self, threshold: float = 0.3) -> Duplicates:
         """Groups of photos that are the same, or nearly; see `find_duplicates`."""
-        with self._changing() as content:  # none of it may change meanwhile
-            return find_duplicates(content, threshold)
+        return find_duplicates(store.read(self._directory, whole=True), threshold)
 
     @cached_property
     def _known_encoder(self) -> Encoder:
@@ -414,7 +419,7 @@ class PhotoIndex:
 def _from_embeddings(
     folder: Path, paths: list[Path], embeddings: dict[str, np.ndarray]
 ) -> Embedded:
-    root, there = folder.absolute(), set(paths)
+    root, there = Path(os.path.abspath(folder)), set(paths)
     vectors = {root / name: vector for name, vector in embeddings.items()}
     missing = [name for name in embeddings if root / name not in there]
     if missing:

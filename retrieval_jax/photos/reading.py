@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,7 +40,24 @@ class Embedded(NamedTuple):
     unreadable: list[str]
 
 
-def find_photos(folder: Path) -> list[Path]:
+class Listing(NamedTuple):
+    """What lies below a folder.
+
+    Attributes:
+      photos: absolute paths, without `..`.
+      closed: absolute paths of folders that can't be listed.
+    """
+
+    photos: list[Path]
+    closed: list[str]
+
+    @property
+    def complaints(self) -> list[str]:
+        """A printable line for each folder that can't be listed."""
+        return [f"{printable(folder)}: the folder can't be listed" for folder in self.closed]
+
+
+def find_photos(folder: Path) -> Listing:
     """Files below a folder, at any depth, that are images by content or call themselves so.
 
     Hidden ones are left out; links to folders aren't followed.
@@ -56,16 +74,21 @@ def find_photos(folder: Path) -> list[Path]:
         raise UserError(
             f"folder {shown} can't be listed ({reason(error)}): check its permissions"
         ) from error
-    found = sorted(
-        path
-        for path in folder.absolute().rglob("*")
-        if not any(part.startswith(".") for part in path.relative_to(folder.absolute()).parts)
-        and path.is_file()
-        and (path.name.lower().endswith(_ENDINGS) or is_image(kind_of_file(path)))
-    )
+    found: list[Path] = []
+    closed: list[OSError] = []
+    for place, folders, files in os.walk(os.path.abspath(folder), onerror=closed.append):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for path in (Path(place, name) for name in files if not name.startswith(".")):
+            named = path.name.lower().endswith(_ENDINGS)
+            if path.is_file() and (named or is_image(kind_of_file(path))):
+                found.append(path)
+    listing = Listing(sorted(found), sorted(str(error.filename) for error in closed))
     if not found:
-        raise UserError(f"{shown} holds no photos: give a folder with JPEG, PNG, WebP, … files")
-    return found
+        raise UserError(
+            f"{shown} holds no photos: give a folder with JPEG, PNG, WebP, … files"
+            + "".join(f" ({line})" for line in listing.complaints[:1])
+        )
+    return listing
 
 
 def perceptual_hash(pixels: np.ndarray) -> int:

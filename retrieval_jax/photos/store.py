@@ -19,7 +19,7 @@ import re
 import secrets
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -215,6 +215,9 @@ def read(directory: Path, *, whole: bool = False) -> Content:
     try:
         return _content(directory, manifest, whole)
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        with suppress(OSError, ValueError):
+            if read_json(epath.Path(directory / _MANIFEST)) != manifest:  # replaced meanwhile
+                return read(directory, whole=whole)
         raise refusal(f"is damaged ({reason(error)})") from error
 
 
