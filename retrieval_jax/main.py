@@ -28,6 +28,7 @@ _USAGE = """The command `retrieval-jax`, also `python -m retrieval_jax`.
     retrieval-jax index PHOTOS --output INDEX        query INDEX IMAGE …     duplicates INDEX
     retrieval-jax add INDEX PHOTOS                   remove INDEX PATH …     refresh INDEX
     retrieval-jax clusters INDEX [--html PAGE]       export INDEX --to FORM --output DIR
+    retrieval-jax browse INDEX
 
 run      does an experiment and leaves everything in DIR, a directory or gs://BUCKET/DIRECTORY. The
          same command resumes it after an interruption; SIGTERM saves and exits with code 75,
@@ -39,12 +40,23 @@ compare  sets finished runs side by side; runs that differ in their seed share a
 sweep    runs the configs of FILE with all its overrides and seeds.
 index    embeds a folder of photos, with a pretrained network or a run's; query finds those nearest
          to another picture, duplicates groups copies; add, remove and refresh keep it up to date;
-         clusters shows its clusters, export writes its embeddings for other programs.
+         clusters shows its clusters, browse serves them as a page to this machine, export writes
+         embeddings for other programs.
 
 Bad input ends with one sentence on standard error and exit code 2.
 """
 _HELP = "see retrieval-jax run --help for every key"
-_PHOTOS = ("index", "query", "add", "remove", "refresh", "duplicates", "clusters", "export")
+_PHOTOS = (
+    "index",
+    "query",
+    "add",
+    "remove",
+    "refresh",
+    "duplicates",
+    "clusters",
+    "export",
+    "browse",
+)
 
 
 def parse(arguments: list[str]) -> tuple[ConfigDict, epath.Path]:

@@ -12,7 +12,7 @@ from typing import Any
 from etils import epath
 
 from retrieval_jax.data.cache import cache_home
-from retrieval_jax.photos import encoders, export, pages, store
+from retrieval_jax.photos import browse, encoders, export, pages, store
 from retrieval_jax.photos.encoders import Encoder
 from retrieval_jax.photos.export import FORMS
 from retrieval_jax.photos.index import Changes, Found, PhotoIndex
@@ -46,6 +46,7 @@ def _parser(command: str) -> argparse.ArgumentParser:
         "refresh": (_refresh, "Embeds new and changed photos, and drops those that are gone."),
         "duplicates": (_duplicates, "Groups photos that are the same or nearly; deletes nothing."),
         "clusters": (_clusters, "Shows the clusters; a photo is the most typical of its cluster."),
+        "browse": (_browse, "Serves the index as a page to this machine until Ctrl-C."),
         "export": (_export, "Writes embeddings and paths in the form of another program."),
     }[command]
     parser = Parser(prog=f"retrieval-jax {command}", description=text)
@@ -55,14 +56,16 @@ def _parser(command: str) -> argparse.ArgumentParser:
         parser.add_argument("--output", required=True, metavar="INDEX", help="new directory")
         parser.add_argument("--clusters", default="auto", metavar="K", help="auto: √n")
     else:
-        asked = command in ("query", "clusters", "export")
+        asked = command in ("query", "clusters", "export", "browse")
         indexed = "INDEX-or-RUN" if asked else "INDEX"
         parser.add_argument("index", metavar=indexed, help="directory that index has made")
     if command == "add":
         parser.add_argument("photos", metavar="PHOTOS", help="folder, of any depth")
     if command == "remove":
         parser.add_argument("paths", nargs="+", metavar="PATH")
-    if command in ("index", "query", "add", "refresh"):
+    if command == "browse":
+        parser.add_argument("--port", type=int, default=0, help="0: any that is free")
+    if command in ("index", "query", "add", "refresh", "browse"):
         source = parser.add_mutually_exclusive_group()
         source.add_argument(
             "--encoder", metavar="module:name", help="a function of images, or FILE.onnx"
@@ -190,6 +193,19 @@ def _clusters(options: argparse.Namespace) -> None:
 def _export(options: argparse.Namespace) -> None:
     export.export(_index_or_run(options.index), options.to, options.output)
     say(f"{options.to}: {options.output}", sys.stdout)
+
+
+def _browse(options: argparse.Namespace) -> None:
+    index = _index_or_run(options.index, _encoder(options))
+    try:
+        server, address = browse.server(index, options.port)
+    except (OSError, OverflowError) as error:
+        raise UserError(
+            f"port {options.port} can't be listened on ({reason(error)}): leave --port out"
+        ) from error
+    say(f"{address}\nCtrl-C ends it.", sys.stdout)
+    with server:
+        server.serve_forever()
 
 
 def _index_or_run(directory: str, encoder: Encoder | None = None) -> PhotoIndex:

@@ -40,6 +40,10 @@ class Found(NamedTuple):
     distances: np.ndarray
     clusters: np.ndarray
 
+    def first(self, count: int) -> Found:
+        """The nearest of them."""
+        return Found(self.paths[:count], self.distances[:count], self.clusters[:count])
+
 
 class Changes(NamedTuple):
     """What a call did to an index.
@@ -213,16 +217,19 @@ class PhotoIndex:
         """
         return self.nearest(self.embed(image), neighbours, probes)
 
-    def embed(self, image: str | Path) -> np.ndarray:
-        """The embedding of a file, float32 [d], of unit length.
+    def embed(self, image: str | Path | bytes) -> np.ndarray:
+        """The embedding of a file, or of its content, float32 [d], of unit length.
 
         Raises:
           UserError: as `query`.
         """
-        path, content = os.path.abspath(image), self._content
-        if content.encoder.get("kind") == encoders.READY and path in content.photos.paths:
-            return content.rows[content.photos.paths.index(path)].astype(np.float32)
-        pixels = pixels_of(Path(image), self._known_encoder)
+        content = self._content
+        if not isinstance(image, bytes) and content.encoder.get("kind") == encoders.READY:
+            path = os.path.abspath(image)
+            if path in content.photos.paths:
+                return content.rows[content.photos.paths.index(path)].astype(np.float32)
+        encoder = self._known_encoder
+        pixels = pixels_of(image if isinstance(image, bytes) else Path(image), encoder)
         vector = self._embedder(pixels[None])[0]
         if vector.shape != content.rows.shape[1:]:
             raise UserError(

@@ -18,7 +18,7 @@ from retrieval_jax.report import html
 _SIDE = 160
 _TYPICAL, _ODD = 8, 4  # photos of a cluster
 _CLUSTERS = 200
-_STYLE = (
+STYLE = (
     "<style>.row{display:flex;flex-wrap:wrap;gap:.7rem;margin:.6rem 0}.row figure{width:10rem;"
     "margin:0;padding:.4rem}.row figcaption{font-size:.78rem}</style>"
 )
@@ -33,7 +33,7 @@ def answers(found: Sequence[tuple[str, Found]]) -> str:
             for path, distance, cluster in zip(*neighbours, strict=True)
         ]
         rows.append(f"<h2>{html.text(image)}</h2>{_row([_figure(image, 'query')])}{_row(shown)}")
-    return html.page("Photos", f"{_STYLE}<h1>Nearest photos</h1>{''.join(rows)}")
+    return html.page("Photos", f"{STYLE}<h1>Nearest photos</h1>{''.join(rows)}")
 
 
 def duplicates(found: Duplicates) -> str:
@@ -44,7 +44,7 @@ def duplicates(found: Duplicates) -> str:
         shown = [_figure(path, "keep" if i == 0 else "") for i, path in enumerate(group)]
         rows.append(f"<h2>{head}</h2>{_row(shown)}")
     text = f"{len(rows):,} groups. Nothing was deleted; which to keep is a suggestion."
-    body = f'{_STYLE}<h1>Duplicates</h1><p class="soft">{text}</p>{"".join(rows)}'
+    body = f'{STYLE}<h1>Duplicates</h1><p class="soft">{text}</p>{"".join(rows)}'
     return html.page("Duplicates", body)
 
 
@@ -67,7 +67,7 @@ def clusters(index: PhotoIndex) -> str:
     text += "typical photos and the oddest, with 1 − cosine to the centroid."
     text += f" {left:,} smaller clusters are not shown." if left else ""
     return html.page(
-        "Clusters", f'{_STYLE}<h1>Clusters</h1><p class="soft">{text}</p>{"".join(rows)}'
+        "Clusters", f'{STYLE}<h1>Clusters</h1><p class="soft">{text}</p>{"".join(rows)}'
     )
 
 
@@ -80,12 +80,19 @@ def _figure(path: str, note: str) -> str:
     return f'<figure class="card">{_thumbnail(path)}{caption}</figure>'
 
 
-def _thumbnail(path: str) -> str:
+def thumbnail(path: str) -> bytes:
+    """A photo as a small JPEG; empty if it is gone, or is a name of a run."""
     try:
         pixels = decode(Path(path), _SIDE, crop=True)
-    except DecodeError:  # gone since, or a name of a run
-        return ""
+    except DecodeError:
+        return b""
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "JPEG", quality=80)
-    data = base64.b64encode(file.getvalue()).decode()
+    return file.getvalue()
+
+
+def _thumbnail(path: str) -> str:
+    if not (content := thumbnail(path)):
+        return ""
+    data = base64.b64encode(content).decode()
     return f'<img alt="{html.text(Path(path).name)}" src="data:image/jpeg;base64,{data}">'

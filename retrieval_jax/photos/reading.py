@@ -113,7 +113,7 @@ def perceptual_hash(pixels: np.ndarray) -> int:
     return int.from_bytes(np.packbits(cells[:, 1:] > cells[:, :-1]).tobytes(), "big")
 
 
-def pixels_of(path: Path, encoder: Encoder) -> np.ndarray:
+def pixels_of(photo: Path | bytes, encoder: Encoder) -> np.ndarray:
     """One photo as the encoder wants it, uint8 [h, w, c].
 
     Raises:
@@ -121,9 +121,10 @@ def pixels_of(path: Path, encoder: Encoder) -> np.ndarray:
     """
     height, width, channels = encoder.shape
     try:
-        return decode(path, (height, width), crop=encoder.crop, channels=channels)
+        return decode(photo, (height, width), crop=encoder.crop, channels=channels)
     except DecodeError as error:
-        raise UserError(f"the photo {printable(str(path))} can't be read: {error}") from error
+        name = "" if isinstance(photo, bytes) else f"{printable(str(photo))} "
+        raise UserError(f"the photo {name}can't be read: {error}") from error
 
 
 class _Files:

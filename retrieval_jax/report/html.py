@@ -12,7 +12,7 @@ from etils import epath
 from retrieval_jax.runtime.errors import printable
 from retrieval_jax.runtime.files import replacing
 
-_POLICY = (
+POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; "
     "form-action 'none'"
 )
@@ -81,16 +81,17 @@ def text(value: object) -> str:
     return escape(printable(str(value)))
 
 
-def page(title: str, body: str) -> str:
+def page(title: str, body: str, *, policy: str = POLICY) -> str:
     """A whole HTML document.
 
     Args:
       title: plain text, escaped here.
       body: HTML, escaped by the caller.
+      policy: its content security policy.
     """
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{text(title)}</title>\n<style>{_STYLE}</style>\n</head>\n"
         f"<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n"
