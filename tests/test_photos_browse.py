@@ -1,8 +1,10 @@
 """The local page of an index: what it serves, and what it refuses."""
 
+import base64
 import http.client
 import io
 import json
+import shutil
 import threading
 from contextlib import contextmanager
 
@@ -113,3 +115,48 @@ def test_names_are_inert_and_vanished_photos_leave_a_gap(folder, tmp_path):  # n
 def test_bad_input_gets_a_sentence(index, capsys, arguments, sentence):  # noqa: F811
     assert main(["browse", str(index._directory), *arguments]) == 2
     assert sentence in capsys.readouterr().err
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="without Chromium")
+def test_in_a_browser(folder, tmp_path):  # noqa: F811
+    """Drops a picture, looks at what is found, follows it; nothing may be complained of."""
+    sync = pytest.importorskip("playwright.sync_api")
+    (folder / "0" / "deep" / "00.png").rename(folder / HOSTILE)
+    made, _ = PhotoIndex.create(tmp_path / "index", folder, encoder=ENCODER, clusters=5)
+    picture(7).save(tmp_path / "asked.jpg")
+    drop = """async content => {
+        const bytes = Uint8Array.from(atob(content), c => c.charCodeAt(0));
+        const transfer = new DataTransfer();
+        transfer.items.add(new File([bytes], "asked.jpg", {type: "image/jpeg"}));
+        document.dispatchEvent(new DragEvent("drop", {dataTransfer: transfer}));
+    }"""
+    content = base64.b64encode((tmp_path / "asked.jpg").read_bytes()).decode()
+    with serving(made) as (port, root), sync.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=shutil.which("chromium"), args=["--no-sandbox"]
+        )
+        page = browser.new_page(viewport={"width": 390, "height": 800})
+        complaints, asked = [], []
+        page.on("console", lambda message: complaints.append(message.text))
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("request", lambda sent: asked.append(sent.url))
+        page.goto(f"http://127.0.0.1:{port}{root}")
+        page.evaluate(drop, content)
+        page.wait_for_selector("#answer figure")
+        first = page.locator("#answer figure").first
+        assert str(folder / "1" / "deep" / "07.png") in first.inner_text()
+        assert first.locator("img").evaluate("image => image.decode().then(() => true)")
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+        page.set_input_files("#chooser", str(folder / "notes.txt"))
+        page.wait_for_function("document.getElementById('status').textContent.includes('read')")
+        assert page.locator("#answer figure").count() == 0
+        complaints[:] = [line for line in complaints if "400 (Bad Request)" not in line]
+        page.locator("svg a").first.focus()
+        page.keyboard.press("Enter")
+        page.wait_for_url("**/like/*")
+        assert page.locator("figure").count() == 24
+        page.goto(f"http://127.0.0.1:{port}{root}")
+        page.screenshot(path=str(tmp_path / "home.png"))
+        browser.close()
+    assert complaints == []
+    assert all(url.startswith(f"http://127.0.0.1:{port}{root}") for url in asked)

@@ -24,11 +24,11 @@ from retrieval_jax.report import html
 from retrieval_jax.runtime.errors import UserError, printable
 
 _POLICY = (
-    "default-src 'none'; style-src 'unsafe-inline'; img-src 'self'; script-src 'self'; "
+    "default-src 'none'; style-src 'unsafe-inline'; img-src 'self' data:; script-src 'self'; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'"
 )
 _STYLE = (
-    "<style>#drop{border:2px dashed var(--soft);border-radius:.6rem;padding:1.2rem;margin:1rem 0}"
+    "<style>#drop{display:block;border:2px dashed var(--soft);border-radius:.6rem;padding:1.2rem;margin:1rem 0}"
     "#drop.over{border-color:var(--accent)}svg{width:100%;max-height:34rem}"
     "svg a:hover circle,svg a:focus circle{stroke:var(--ink);stroke-width:.6}</style>"
 )
