@@ -28,7 +28,8 @@ _POLICY = (
     "connect-src 'self'; base-uri 'none'; form-action 'none'"
 )
 _STYLE = (
-    "<style>#drop{display:block;border:2px dashed var(--soft);border-radius:.6rem;padding:1.2rem;margin:1rem 0}"
+    "<style>#drop{display:block;border:2px dashed var(--soft);border-radius:.6rem;padding:1.2rem;"
+    "margin:1rem 0}"
     "#drop.over{border-color:var(--accent)}svg{width:100%;max-height:34rem}"
     "svg a:hover circle,svg a:focus circle{stroke:var(--ink);stroke-width:.6}</style>"
 )
