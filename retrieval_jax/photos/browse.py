@@ -7,16 +7,19 @@ by row, never a path that a request names.
 
 from __future__ import annotations
 
+import io
 import json
 import secrets
+from contextlib import suppress
 from functools import lru_cache, partial
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Lock
+from threading import Lock, Thread
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from retrieval_jax.photos.index import Found, PhotoIndex
 from retrieval_jax.photos.pages import STYLE, thumbnail
@@ -68,6 +71,13 @@ class Site:
         if kind == "cluster" and int(number) < k:
             return _HTML, self._cluster(int(number))
         return None
+
+    def prepare(self) -> None:
+        """Compiles the encoder, while the page is looked at."""
+        blank = io.BytesIO()
+        Image.new("RGB", (8, 8)).save(blank, "PNG")
+        with suppress(UserError):
+            self.query(blank.getvalue())
 
     def query(self, picture: bytes) -> list[dict[str, Any]]:
         """The nearest photos to a picture, as the script wants them.
@@ -188,6 +198,7 @@ def server(index: PhotoIndex, port: int = 0) -> tuple[ThreadingHTTPServer, str]:
       OSError: the port can't be had.
     """
     site = Site(index)
+    Thread(target=site.prepare, daemon=True).start()
     made = ThreadingHTTPServer(("127.0.0.1", port), partial(_Handler, site))
     return made, f"http://127.0.0.1:{made.server_address[1]}{site.root}"
 
