@@ -9,6 +9,7 @@ import faiss
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pyarrow
 import pyarrow.parquet as parquet
 import pytest
 from etils import epath
@@ -487,16 +488,58 @@ def test_an_export_is_taken_as_ready_embeddings(index, folder, tmp_path, form, f
         np.testing.assert_allclose(rows[path], row, atol=1e-3)
 
 
+def flawed_embeddings(place, name):
+    rows = np.ones((2, 3), np.float32)
+    file, names = place / name, "a.png\nb.png\n"
+    match file.stem:
+        case "nothing":
+            file.write_bytes(b"PAR1 nothing")
+        case "empty":
+            file.write_bytes(b"")
+        case "alone":
+            np.save(file, rows)
+            return file
+        case "twice":
+            np.save(file, rows)
+            names = "a.png\na.png\n"
+        case "bomb":  # claims 4 TB
+            np.save(file, rows)
+            file.write_bytes(file.read_bytes().replace(b"(2, 3)", b"(1000000, 1000000)"))
+        case "pickle":
+            np.save(file, np.array([{}, {}]), allow_pickle=True)
+        case "infinite":
+            np.save(file, rows * np.inf)
+        case "columns":
+            parquet.write_table(pyarrow.table({"path": ["a"], "vector": [[1.0]]}), file)
+        case "ragged":
+            parquet.write_table(pyarrow.table({"path": ["a", "b"], "embedding": [[1.0], []]}), file)
+        case "null":
+            table = pyarrow.table({"path": ["a", "b"], "embedding": [[1.0], None]})
+            parquet.write_table(table, file)
+        case "flat":
+            parquet.write_table(pyarrow.table({"path": ["a"], "embedding": [1.0]}), file)
+        case "text":
+            parquet.write_table(pyarrow.table({"path": [1], "embedding": [[1.0]]}), file)
+    file.with_suffix(".txt").write_text(names)
+    return file
+
+
 @pytest.mark.fast
-@pytest.mark.parametrize("name", ["x.npy", "x.parquet", "x.npz", "alone.npy", "twice.npy"])
-def test_ready_embeddings_that_are_none(tmp_path, name):
-    (tmp_path / name).write_bytes(b"PAR1 nothing")
-    if name in ("alone.npy", "twice.npy"):
-        np.save(tmp_path / name, np.ones((2, 3), np.float32))
-    if name == "twice.npy":
-        (tmp_path / "twice.txt").write_text("a.png\na.png\n")
-    with pytest.raises(UserError, match="names a photo twice" if "twice" in name else "can't be"):
-        ready_embeddings(str(tmp_path / name))
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        *((f"nothing.{kind}", "can't be read as embeddings") for kind in ("npy", "npz", "parquet")),
+        *((f"empty.{kind}", "can't be read as embeddings") for kind in ("npy", "npz", "parquet")),
+        *((f"{kind}.npy", "can't be read as embeddings") for kind in ("alone", "bomb", "pickle")),
+        ("twice.npy", "names a photo twice"),
+        ("infinite.npy", "infinite"),
+        *((f"{kind}.parquet", "can't be read") for kind in ("columns", "ragged", "null", "flat")),
+        ("text.parquet", "must hold names"),
+    ],
+)
+def test_ready_embeddings_that_are_none(tmp_path, name, sentence):
+    with pytest.raises(UserError, match=sentence):
+        ready_embeddings(str(flawed_embeddings(tmp_path, name)))
 
 
 def test_what_a_form_cannot_hold_is_refused(folder, tmp_path, capsys):

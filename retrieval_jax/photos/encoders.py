@@ -19,6 +19,7 @@ from retrieval_jax.models.lite0_weights import SHA256, lite0_params
 from retrieval_jax.photos.onnx_encoder import embedder, prepared, size_of, three
 from retrieval_jax.runtime.errors import UserError, printable, reason
 from retrieval_jax.runtime.files import as_path, read_arrays
+from retrieval_jax.runtime.memory import require
 from retrieval_jax.runtime.model_file import TENSORS, read_description
 from retrieval_jax.runtime.origins import file_checksum
 
@@ -241,19 +242,31 @@ def _of_npz(file: Path) -> _Named:
 
 
 def _of_npy(file: Path) -> _Named:
-    rows = np.load(file, allow_pickle=False)
+    try:  # mapped, a header can't claim more than the file holds
+        rows = np.load(file, mmap_mode="r", allow_pickle=False)
+    except EOFError as error:
+        raise ValueError("the file is empty") from error
     text = file.with_suffix(".txt").read_bytes().decode("utf-8", "surrogateescape")
     return np.array(text.splitlines(), np.str_), rows
 
 
 def _of_parquet(file: Path) -> _Named:
-    from pyarrow import ArrowException, parquet
+    from pyarrow import ArrowException, compute, parquet
 
     try:
-        table = parquet.read_table(str(file), columns=["path", "embedding"]).to_pydict()
-    except ArrowException as error:
+        with parquet.ParquetFile(str(file)) as table:
+            groups = range(table.metadata.num_row_groups)
+            size = sum(table.metadata.row_group(i).total_byte_size for i in groups)
+            require(2 * size, f"{printable(str(file))}", "split it")
+            columns = table.read(["path", "embedding"])
+        vectors = columns["embedding"].combine_chunks()
+        widths = compute.unique(compute.list_value_length(vectors)).to_pylist()
+        if len(widths) != 1 or widths == [None]:
+            raise ValueError("its embeddings aren't of one length")
+        rows = vectors.flatten().to_numpy(zero_copy_only=False)
+        return np.array(columns["path"].to_pylist()), rows.reshape(len(vectors), -1)
+    except (ArrowException, LookupError, NotImplementedError) as error:
         raise ValueError(reason(error)) from error
-    return np.array(table["path"]), np.array(table["embedding"], np.float32)
 
 
 def _words(description: dict[str, Any]) -> str:
