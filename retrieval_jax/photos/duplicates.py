@@ -6,8 +6,6 @@ import os
 from typing import NamedTuple
 
 import numpy as np
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from retrieval_jax.photos.store import Content, Photos
 
@@ -45,6 +43,10 @@ def find_duplicates(content: Content, threshold: float) -> Duplicates:
       content: of the index.
       threshold: 1 - cosine, at least 0.
     """
+    # Not above: a query needs none of it, and would wait for it longer than for its search.
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
     photos = content.photos
     first, second, distance = _pairs(content, threshold)
     differing = np.minimum(
