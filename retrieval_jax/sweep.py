@@ -34,6 +34,7 @@ from retrieval_jax.report.text import Parser, duration, say
 from retrieval_jax.runtime.errors import UserError, printable, reason
 from retrieval_jax.runtime.files import as_path, is_remote
 from retrieval_jax.runtime.interruption import INTERRUPTED, MESSAGE
+from retrieval_jax.runtime.progress import complain
 
 _LONGEST_NAME = 120
 
@@ -131,7 +132,7 @@ def main(arguments: Sequence[str]) -> int:
         sys.stdout.flush()
         os.execv(command[0], command)  # signals reach the run itself
     except UserError as error:
-        say(f"error: {error}", sys.stderr)
+        complain(f"error: {error}")
         return 2
 
 

@@ -396,6 +396,22 @@ def test_where_nobody_reads_nothing_breaks(to):
     assert (run.returncode, run.stderr) == (0, "")
 
 
+@pytest.mark.parametrize(
+    ("to", "code", "said"),
+    [(">/dev/full", 2, "can't be written"), (">&-", 0, ""), ("2>/dev/full", 0, "")],
+)
+def test_an_answer_that_cannot_be_written_is_no_success(tmp_path, to, code, said):
+    (tmp_path / "sweep.py").write_text(
+        "from retrieval_jax.sweep import Sweep\n"
+        "def get_sweep():\n    return Sweep(['quickstart'])\n"
+    )
+    arguments = f"sweep {tmp_path}/sweep.py --workdir={tmp_path}/runs --list"
+    command = f"{sys.executable} -m retrieval_jax {arguments} {to}"
+    run = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert run.returncode == code, run.stderr
+    assert said in run.stderr and "Traceback" not in run.stderr
+
+
 def test_the_program_itself_exits_2_without_a_traceback(tmp_path):
     config = tmp_path / "wrong.py"
     config.write_text("def get_config():\n    return 1 / 0\n")

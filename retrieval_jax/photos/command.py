@@ -21,6 +21,7 @@ from retrieval_jax.report import html
 from retrieval_jax.report.text import Parser, say
 from retrieval_jax.runtime.errors import UserError, printable, reason
 from retrieval_jax.runtime.program_cache import keep_programs
+from retrieval_jax.runtime.progress import complain
 
 _LISTED = 20  # files of a kind that are named one by one
 
@@ -32,7 +33,7 @@ def main(command: str, arguments: Sequence[str]) -> int:
         options = _parser(command).parse_args(arguments)
         options.do(options)
     except UserError as error:
-        say(f"error: {error}", sys.stderr)
+        complain(f"error: {error}")
         return 2
     return 0
 
@@ -251,7 +252,7 @@ def _plain(found: Found) -> dict[str, Any]:
 
 
 def _print_json(value: Any) -> None:
-    print(json.dumps(value, indent=1))
+    say(json.dumps(value, indent=1), sys.stdout)
 
 
 def _write(page: str, document: str) -> None:

@@ -40,6 +40,7 @@ from retrieval_jax.report.results import Unfinished
 from retrieval_jax.report.text import Parser, columns, say, score, shorten
 from retrieval_jax.runtime.errors import UserError, printable, reason
 from retrieval_jax.runtime.files import as_path, is_remote, make_directory
+from retrieval_jax.runtime.progress import complain
 
 BEST = "*"
 
@@ -205,7 +206,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             lines += ["", *(f"wrote {file}" for file in files)]
         say("\n".join(lines), sys.stdout)
     except UserError as error:
-        say(str(error), sys.stderr)
+        complain(str(error))
         return 2
     return 0
 

@@ -24,6 +24,7 @@ from retrieval_jax.report.results import Epoch, Results
 from retrieval_jax.report.text import Parser, duration, loss, named, say, score
 from retrieval_jax.runtime.errors import UserError, printable, reason
 from retrieval_jax.runtime.files import as_path, make_directory, read_arrays, read_bytes, read_json
+from retrieval_jax.runtime.progress import complain
 from retrieval_jax.runtime.workdir import held
 
 _SHOWN = 5  # neighbours in a retrieval row, as in the 2020 report
@@ -61,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         say(f"report: {make(as_path(parser.parse_args(argv).run))}", sys.stdout)
     except UserError as error:
-        say(str(error), sys.stderr)
+        complain(str(error))
         return 2
     return 0
 

@@ -6,7 +6,7 @@ import unicodedata
 from typing import NamedTuple, NoReturn, TextIO
 
 from retrieval_jax.report.results import ClusterScores, RetrievalScores, Score, Scores
-from retrieval_jax.runtime.errors import UserError, printable
+from retrieval_jax.runtime.errors import UserError, printable, reason
 from retrieval_jax.runtime.progress import silence
 
 GROUPS = (
@@ -164,6 +164,9 @@ def say(text: str, stream: TextIO) -> None:
     """Prints what the stream's encoding has, and a question mark for the rest.
 
     Lines may hold names, hence escapes that a terminal would obey; they are printed as text.
+
+    Raises:
+      UserError: they can't be written, as on a full disk.
     """
     text = "\n".join(map(printable, text.split("\n")))
     encoding = stream.encoding or "utf-8"
@@ -171,3 +174,6 @@ def say(text: str, stream: TextIO) -> None:
         print(text.encode(encoding, "replace").decode(encoding), file=stream, flush=True)
     except BrokenPipeError:  # the reader (`head`) has seen enough; the exit flushes once more
         silence(stream)
+    except OSError as error:
+        silence(stream)
+        raise UserError(f"the output can't be written ({reason(error)})") from error
