@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import warnings
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -55,6 +56,8 @@ def readers() -> dict[str, Reader]:
         "index": Reader(_index, (UserError,), _indices),
         "model": Reader(_model, (UserError,), _models),
         "results": Reader(_results, (UserError,), _result_files),
+        "embeddings": Reader(_embeddings, (UserError,), _embedding_files),
+        "photos": Reader(_photos, (UserError,), _photo_indexes),
         "tfds": Reader(_tfds, (UserError,), _tfds_parts),
     }
 
@@ -124,6 +127,41 @@ def _results(content: bytes, directory: Path) -> None:
     table = comparison.compare(comparison.group([run]))
     terminal(table, 100), to_html(table, []), to_markdown(table, [])
     page.write_page(epath.Path(directory), run.results, {})
+
+
+def _embeddings(content: bytes, directory: Path) -> None:
+    from retrieval_jax.photos.encoders import ready_embeddings
+
+    ending = {b"PAR1": "parquet", b"\x93NUM": "npy"}.get(content[:4], "npz")
+    (directory / "a.txt").write_text("a.png\nb.png\n")
+    (directory / f"a.{ending}").write_bytes(content)
+    ready_embeddings(str(directory / f"a.{ending}"))
+
+
+def _photos(content: bytes, directory: Path) -> None:
+    """The first byte says which file of a sound index is replaced; what is read can be asked."""
+    import numpy as np
+
+    from retrieval_jax.photos import PhotoIndex
+
+    place = directory / "index"
+    shutil.rmtree(place, ignore_errors=True)
+    shutil.copytree(_sound_index(directory), place)
+    names = sorted(path.name for path in place.iterdir() if path.is_file())
+    if content:
+        name = names[content[0] % len(names)]
+        (place / name).write_bytes(content[1:])
+        if name != "index.json":  # a checksum is no protection from who makes the file
+            manifest = json.loads((place / "index.json").read_text())
+            for file in manifest["files"].values():
+                if file["name"] == name:
+                    file |= {"bytes": len(content) - 1, "crc32": zlib.crc32(content[1:])}
+            (place / "index.json").write_text(json.dumps(manifest))
+    index = PhotoIndex.open(place)
+    index.nearest(np.ones(index.content.rows.shape[1], np.float32), 3)
+    for number in range(len(index.content.centroids)):
+        index.cluster(number)
+    index.duplicates()
 
 
 def _tfds(content: bytes, directory: Path) -> None:
@@ -224,6 +262,49 @@ def _result_files(_: Path) -> list[bytes]:
     new |= {"format": 2, "scores": scores, "baselines": {"raw pixels": scores}}
     new |= {"left_out": ["nothing"], "notes": ["a note"]}
     return [json.dumps(content).encode() for content in (old, new)]
+
+
+def _embedding_files(directory: Path) -> list[bytes]:
+    import numpy as np
+    import pyarrow
+    from pyarrow import parquet
+
+    rows, paths = np.ones((2, 3), np.float32), ["a.png", "b.png"]
+    np.savez(directory / "seed.npz", names=np.array(paths), embeddings=rows)
+    np.save(directory / "seed.npy", rows)
+    table = pyarrow.table({"path": paths, "embedding": list(rows)})
+    parquet.write_table(table, directory / "seed.parquet")
+    return [(directory / f"seed.{ending}").read_bytes() for ending in ("npz", "npy", "parquet")]
+
+
+def _photo_indexes(directory: Path) -> list[bytes]:
+    files = sorted(path for path in _sound_index(directory).iterdir() if path.is_file())
+    return [bytes([i]) + path.read_bytes() for i, path in enumerate(files)]
+
+
+def _sound_index(directory: Path) -> Path:
+    """An index of four photos, made once."""
+    import numpy as np
+
+    from retrieval_jax.photos import store
+
+    place = directory / "sound_index"
+    if not place.exists():
+        place.mkdir()
+        rng = np.random.default_rng(0)
+        rows = rng.normal(size=(4, 3))
+        rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+        numbers = (np.arange(4) for _ in range(3))
+        digests = rng.integers(0, 256, (4, 32), np.uint8)
+        hashes = rng.integers(0, 1 << 63, 4).astype(np.uint64)
+        sizes, times, pixels = numbers
+        photos = store.Photos(
+            [f"/{i}.png" for i in range(4)], sizes, times, digests, hashes, pixels
+        )
+        clusters, centroids = np.array([0, 0, 1, 1]), rows[[0, 2]]
+        encoder = {"kind": "embeddings"}
+        store.write(place, store.Content(encoder, ["/"], [], photos, rows, clusters, centroids))
+    return place
 
 
 def _sound_set(directory: Path) -> Path:

@@ -18,7 +18,7 @@ from retrieval_jax.models.efficientnet_lite0 import SIZE, EfficientNetLite0
 from retrieval_jax.models.lite0_weights import SHA256, lite0_params
 from retrieval_jax.photos.onnx_encoder import embedder, prepared, size_of, three
 from retrieval_jax.runtime.errors import UserError, printable, reason
-from retrieval_jax.runtime.files import as_path, read_arrays
+from retrieval_jax.runtime.files import as_path, map_array, read_arrays
 from retrieval_jax.runtime.memory import require
 from retrieval_jax.runtime.model_file import TENSORS, read_description
 from retrieval_jax.runtime.origins import file_checksum
@@ -242,10 +242,7 @@ def _of_npz(file: Path) -> _Named:
 
 
 def _of_npy(file: Path) -> _Named:
-    try:  # mapped, a header can't claim more than the file holds
-        rows = np.load(file, mmap_mode="r", allow_pickle=False)
-    except EOFError as error:
-        raise ValueError("the file is empty") from error
+    rows = map_array(file)
     text = file.with_suffix(".txt").read_bytes().decode("utf-8", "surrogateescape")
     return np.array(text.splitlines(), np.str_), rows
 

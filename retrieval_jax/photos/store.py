@@ -28,6 +28,7 @@ from etils import epath
 
 from retrieval_jax.runtime.errors import UserError, printable, reason
 from retrieval_jax.runtime.files import (
+    map_array,
     open_lock,
     read_arrays,
     read_json,
@@ -234,7 +235,7 @@ def _content(directory: Path, manifest: dict[str, Any], whole: bool) -> Content:
         if (whole or kind != "rows") and _crc32(path) != described["crc32"]:
             raise ValueError(f"the checksum of {name} is wrong")
         files[kind] = path
-    rows = np.load(files["rows"], mmap_mode="r", allow_pickle=False)
+    rows = map_array(files["rows"])
     arrays = read_arrays(epath.Path(files["photos"]))
     paths = read_json(epath.Path(files["paths"]))
     folders, excluded = (list(map(json.loads, manifest[key])) for key in ("folders", "excluded"))

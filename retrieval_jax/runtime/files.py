@@ -70,6 +70,26 @@ def arrays_in(file: IO[bytes]) -> dict[str, np.ndarray]:
     return arrays
 
 
+def map_array(path: Path) -> np.ndarray:
+    """The array of an .npy, which stays on disk until it is used.
+
+    Mapped, a header can't claim more than the file holds.
+
+    Raises:
+      OSError: it isn't there or can't be read.
+      ValueError: it is damaged, no .npy, or holds Python objects.
+    """
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except OSError:
+        raise
+    except Exception as error:  # NumPy parses the header by Python's own tokenizer
+        raise ValueError(reason(error)) from error
+    if not isinstance(array, np.ndarray):
+        raise ValueError("it is an .npz")
+    return array
+
+
 def read_json(path: epath.Path) -> Any:
     """What a JSON file holds.
 
