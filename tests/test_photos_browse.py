@@ -76,11 +76,12 @@ def test_pages_thumbnails_and_a_query(index, folder):  # noqa: F811
 
 def test_what_is_refused(index):  # noqa: F811
     with serving(index) as (port, root):
-        absent = ["", "/", root[:-1], f"{root[:-2]}x/", "/favicon.ico", f"{root}thumbnail/30"]
+        absent = ["", "/", root[:-1], f"{root[:-2]}x/", f"{root}thumbnail/30"]
         absent += [f"{root}{path}" for path in ("thumbnail/-1", "thumbnail/1/2", "like/x", "index")]
         absent += [f"{root}../../etc/passwd", f"{root}thumbnail/../../index.json", f"{root}like/²"]
         for path in absent:
             assert request(port, path.encode("ascii", "replace").decode() or "x")[0] == 404, path
+        assert request(port, "/favicon.ico")[::2] == (204, b"")
         assert request(port, root, Host=f"evil.example:{port}")[0] == 404
         assert request(port, f"{root}query", b"x", Origin="http://evil.example")[0] == 404
         assert request(port, f"{root}like/0", b"x")[0] == 404

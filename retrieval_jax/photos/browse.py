@@ -27,7 +27,7 @@ from retrieval_jax.report import html
 from retrieval_jax.runtime.errors import UserError, printable
 
 _POLICY = (
-    "default-src 'none'; style-src 'unsafe-inline'; img-src 'self' data:; script-src 'self'; "
+    "default-src 'none'; style-src 'unsafe-inline'; img-src 'self'; script-src 'self'; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'"
 )
 _STYLE = (
@@ -215,6 +215,9 @@ class _Handler(BaseHTTPRequestHandler):
         super().__init__(*arguments)
 
     def do_GET(self) -> None:
+        if self.path == "/favicon.ico":  # browsers ask for it by themselves
+            self._answer(HTTPStatus.NO_CONTENT, "image/x-icon", b"")
+            return
         path = self._below_root()
         found = None if path is None else self._site.page(path)
         if found is None:
