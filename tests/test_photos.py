@@ -479,7 +479,9 @@ def test_exports_are_read_by_other_programs(index, tmp_path):
 @pytest.mark.parametrize(
     ("form", "file"), [("numpy", "embeddings.npy"), ("parquet", "embeddings.parquet")]
 )
-def test_an_export_is_taken_as_ready_embeddings(index, folder, tmp_path, form, file):
+def test_an_export_is_taken_as_ready_embeddings(folder, tmp_path, form, file):
+    (folder / "0" / "deep" / "00.png").rename(folder / "a\u2028b\x0b.png")
+    index, _ = PhotoIndex.create(tmp_path / "index", folder, encoder=ENCODER, clusters=5)
     export.export(index, form, tmp_path / form)
     ready = ready_embeddings(str(tmp_path / form / file))
     again, _ = PhotoIndex.create(tmp_path / "again", folder, embeddings=ready, clusters=5)

@@ -46,7 +46,7 @@ def _parser(command: str) -> argparse.ArgumentParser:
         "remove": (_remove, "Takes photos, or all below folders, out of the index; files stay."),
         "refresh": (_refresh, "Embeds new and changed photos, and drops those that are gone."),
         "duplicates": (_duplicates, "Groups photos that are the same or nearly; deletes nothing."),
-        "clusters": (_clusters, "Shows the clusters; a photo is the most typical of its cluster."),
+        "clusters": (_clusters, "Lists the clusters, each with its most typical photo."),
         "browse": (_browse, "Serves the index as a page to this machine until Ctrl-C."),
         "export": (_export, "Writes embeddings and paths in the form of another program."),
     }[command]

@@ -244,7 +244,9 @@ def _of_npz(file: Path) -> _Named:
 def _of_npy(file: Path) -> _Named:
     rows = map_array(file)
     text = file.with_suffix(".txt").read_bytes().decode("utf-8", "surrogateescape")
-    return np.array(text.splitlines(), np.str_), rows
+    # Names may hold any of the other characters at which `splitlines` splits.
+    lines = [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
+    return np.array(lines, np.str_), rows
 
 
 def _of_parquet(file: Path) -> _Named:

@@ -109,7 +109,10 @@ def _parquet(content: Content, target: Path) -> None:
     rows = pyarrow.array(content.rows.astype(np.float32).ravel())
     columns = {
         # Names that are no UTF-8 can't be strings of Parquet.
-        "path": [printable(path) for path in content.photos.paths],
+        "path": [
+            printable(path) if any("\ud800" <= c < "\ue000" for c in path) else path
+            for path in content.photos.paths
+        ],
         "cluster": content.clusters,
         "embedding": pyarrow.FixedSizeListArray.from_arrays(rows, content.rows.shape[1]),
     }
@@ -148,7 +151,7 @@ def _new(directory: Path) -> Iterator[Path]:
 
 
 def _lines(paths: list[str]) -> bytes:
-    if broken := [path for path in paths if len(path.splitlines()) > 1]:
+    if broken := [path for path in paths if "\n" in path or path.endswith("\r")]:
         raise UserError(
             f"the path {printable(broken[0])!r} has a line break; rename it, or give --to parquet"
         )
