@@ -2,8 +2,8 @@
 
 Command:   retrieval-jax run --config=cifar10_free_cpu --workdir=runs/cifar10_free_cpu
 Hardware:  2 CPU cores
-Time:      at most 60 min
-Score:     not measured
+Time:      31 min of training beside other programs, 35 min in all
+Score:     NMI 0.307, precision@5 0.550 in the cluster (experiments/label_free)
 """
 
 from ml_collections import ConfigDict
@@ -28,7 +28,7 @@ def get_config() -> ConfigDict:
     crops.jitter.update(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1)
     crops.grayscale.probability = 0.2
     c.training.batch_size = 64
-    c.training.epochs = 4  # of 712 steps
+    c.training.epochs = 6  # of 712 steps
     c.optimizer.learning_rate = 3e-3
     c.optimizer.decay = "cosine"
     # Projections cluster better than the backbone here, and crops are what they were trained on.
