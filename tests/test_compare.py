@@ -244,6 +244,15 @@ def test_runs_of_one_name_are_called_by_their_directories(tmp_path):
     assert compared(*runs).heads[:2] == [str(tmp_path / "seed0"), str(tmp_path / "seed1")]
 
 
+def test_configs_that_differ_in_much_are_called_by_their_directories(tmp_path):
+    for keys in (1, 9):
+        many = {f"key{i}": i for i in range(keys)}
+        places = [tmp_path / f"{keys}{name}" for name in "ab"]
+        saved = [save(places[0], seeded(0, 0.5)), save(places[1], seeded(0, 0.5, **many))]
+        heads = [one.head for one in group(list(map(read_run, saved)))]
+        assert (heads == list(map(str, places))) == (keys == 9), heads
+
+
 def test_runs_that_do_not_fit_come_below(tmp_path):
     directories = [
         save(tmp_path / str(i), results()._replace(name=f"a run whose name is long {i}"))

@@ -30,6 +30,7 @@ _MEASURES = (
 )
 # Keys that decide no score.
 _NO_MATTER = ("name", "seed", "compilation_cache", "distributed")
+_MOST_NAMED = 4  # keys in the head of a column
 _MOST_DIFFERENCES = 12
 _LONGEST_HEAD = 80  # columns; a name has no bound
 
@@ -98,7 +99,8 @@ def group(runs: Sequence[Run]) -> list[Group]:
     """Brings the runs of one config, name and data together that differ in the seed.
 
     A group is called by the name of its runs; where names repeat, by the name and what differs in
-    the configs; where that is the same too (a run that was repeated with its seed), by a directory.
+    the configs; where that is the same too (a run that was repeated with its seed), or too much
+    differs, by a directory.
     """
     configs = [_deciding(run.results) for run in runs]
     found: list[tuple[Any, list[Run], dict[str, Any]]] = []
@@ -116,8 +118,8 @@ def group(runs: Sequence[Run]) -> list[Group]:
         return not all(heads) or len(set(heads)) < len(heads)
 
     heads = [shorten(members[0].results.name, _LONGEST_HEAD) for _, members, _ in found]
-    if alike(heads):
-        varied = _varied([config for *_, config in found])
+    varied = _varied([config for *_, config in found])
+    if alike(heads) and len(varied) <= _MOST_NAMED:
         heads = [
             ", ".join([head or MISSING] + [f"{key}={_word(config.get(key))}" for key in varied])
             for head, (*_, config) in zip(heads, found, strict=True)
