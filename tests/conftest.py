@@ -11,9 +11,6 @@ os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache.name
 os.environ["XDG_CACHE_HOME"] = _cache.name
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
 
-# Most of the time is compiling, of which little optimizing by LLVM saves a fifth.
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=1"
-
 import jax  # noqa: E402
 
 jax.config.update("jax_platforms", "cpu")

@@ -98,16 +98,13 @@ class Site:
         ]
 
     def _home(self) -> bytes:
-        sizes = np.bincount(
-            self._index.content.clusters, minlength=len(self._index.content.centroids)
-        )
-        order = [int(c) for c in np.argsort(-sizes, kind="stable") if sizes[c]]
+        order = self._index.clusters_by_size()
         rows = []
-        for number in order[: _SHOWN // _TYPICAL]:
+        for number, size in order[: _SHOWN // _TYPICAL]:
             found = self._index.cluster(number)
             head = f'<a href="{self.root}cluster/{number}">Cluster {number}</a>'
             shown = found.first(_TYPICAL)
-            rows.append(f"<h2>{head}: {sizes[number]:,} photos</h2>{self._figures(shown)}")
+            rows.append(f"<h2>{head}: {size:,} photos</h2>{self._figures(shown)}")
         left = len(order) - len(rows)
         note = f"<p>{left:,} smaller clusters are not shown.</p>" if left else ""
         body = (

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import csv
-import io
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow
 from etils import epath
-from pyarrow import parquet
 
 from retrieval_jax.photos.index import PhotoIndex
 from retrieval_jax.photos.store import Content
 from retrieval_jax.runtime.errors import UserError, printable, reason
-from retrieval_jax.runtime.files import in_one_sentence, replacing
+from retrieval_jax.runtime.files import in_one_sentence, replacing, separated
 
 _PROJECTOR = """embeddings {
   tensor_name: "photos"
@@ -84,7 +81,7 @@ def table(index: PhotoIndex, file: str | Path) -> None:
         rows += [(path, cluster, f"{distance:.6f}") for path, distance, cluster in found]
     try:
         with replacing(epath.Path(file)) as raw:
-            raw.write(_separated(rows, csv.excel))
+            raw.write(separated(rows, csv.excel))
     except OSError as error:
         raise UserError(f"{printable(str(file))} can't be written ({reason(error)})") from error
 
@@ -101,11 +98,14 @@ def _projector(content: Content, target: Path) -> None:
         np.savetxt(file, content.rows, "%.6g", "\t")
     paths = [printable(path) for path in content.photos.paths]
     rows = [("path", "cluster"), *zip(paths, content.clusters.tolist(), strict=True)]
-    (target / "metadata.tsv").write_bytes(_separated(rows, csv.excel_tab))
+    (target / "metadata.tsv").write_bytes(separated(rows, csv.excel_tab))
     (target / "projector_config.pbtxt").write_text(_PROJECTOR)
 
 
 def _parquet(content: Content, target: Path) -> None:
+    import pyarrow  # here, as a query needs none of it
+    from pyarrow import parquet
+
     rows = pyarrow.array(content.rows.astype(np.float32).ravel())
     columns = {
         # Names that are no UTF-8 can't be strings of Parquet.
@@ -156,9 +156,3 @@ def _lines(paths: list[str]) -> bytes:
             f"the path {printable(broken[0])!r} has a line break; rename it, or give --to parquet"
         )
     return "".join(f"{path}\n" for path in paths).encode("utf-8", "surrogateescape")
-
-
-def _separated(rows: list[tuple[Any, ...]], dialect: type[csv.Dialect]) -> bytes:
-    text = io.StringIO(newline="")
-    csv.writer(text, dialect, lineterminator="\n").writerows(rows)
-    return text.getvalue().encode("utf-8", "surrogateescape")

@@ -263,6 +263,11 @@ class PhotoIndex:
             content.clusters[row[best]],
         )
 
+    def clusters_by_size(self) -> list[tuple[int, int]]:
+        """Number and photos of each cluster that has any, the largest first."""
+        sizes = np.bincount(self._content.clusters, minlength=len(self._content.centroids))
+        return [(int(c), int(sizes[c])) for c in np.argsort(-sizes, kind="stable") if sizes[c]]
+
     def cluster(self, number: int) -> Found:
         """All photos of a cluster, the most typical first; distances are to its centroid.
 

@@ -7,7 +7,6 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 from PIL import Image
 
 from retrieval_jax.data.decode import DecodeError, decode
@@ -50,18 +49,17 @@ def duplicates(found: Duplicates) -> str:
 
 def clusters(index: PhotoIndex) -> str:
     """A page of galleries: of each cluster the most typical photos, and the least."""
-    sizes = np.bincount(index.content.clusters, minlength=len(index.content.centroids))
-    order = [number for number in np.argsort(-sizes, kind="stable") if sizes[number]]
+    order = index.clusters_by_size()
     rows = []
-    for number in order[:_CLUSTERS]:
-        found = index.cluster(int(number))
+    for number, size in order[:_CLUSTERS]:
+        found = index.cluster(number)
         shown = [
             _figure(path, f"{distance:.4f}")
             for path, distance in zip(found.paths[:_TYPICAL], found.distances, strict=False)
         ]
         odd = list(zip(found.paths, found.distances, strict=True))[_TYPICAL:][-_ODD:]
         shown += [_figure(path, f"odd, {distance:.4f}") for path, distance in odd]
-        rows.append(f"<h2>Cluster {number}: {sizes[number]:,} photos</h2>{_row(shown)}")
+        rows.append(f"<h2>Cluster {number}: {size:,} photos</h2>{_row(shown)}")
     left = len(order) - len(rows)
     text = f"{len(index):,} photos in {len(order):,} clusters, the largest first; of each the most "
     text += "typical photos and the oddest, with 1 − cosine to the centroid."

@@ -12,7 +12,7 @@ from etils import epath
 from retrieval_jax.runtime.errors import printable
 from retrieval_jax.runtime.files import replacing
 
-POLICY = (
+_POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; "
     "form-action 'none'"
 )
@@ -81,7 +81,7 @@ def text(value: object) -> str:
     return escape(printable(str(value)))
 
 
-def page(title: str, body: str, *, policy: str = POLICY) -> str:
+def page(title: str, body: str, *, policy: str = _POLICY) -> str:
     """A whole HTML document.
 
     Args:

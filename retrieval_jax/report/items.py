@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import io
-
 import numpy as np
 from etils import epath
 
 from retrieval_jax.data.images import ImageSet, names_of
 from retrieval_jax.data.split import Split
-from retrieval_jax.runtime.files import replacing
+from retrieval_jax.runtime.files import replacing, separated
 
 
 def write_items(
@@ -25,9 +22,7 @@ def write_items(
       gallery: int [n], the clusters of the gallery.
       queries: int [q], those of the queries.
     """
-    text = io.StringIO(newline="")
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(("image", "split", "label", "cluster"))
+    table: list[tuple[object, ...]] = [("image", "split", "label", "cluster")]
     for split, rows, clusters in (
         ("gallery", parts.gallery, gallery),
         ("query", parts.queries, queries),
@@ -36,6 +31,6 @@ def write_items(
         if data.labels is not None:
             labels = [data.class_names[label] for label in data.labels[rows]]
         for name, label, cluster in zip(names_of(data.names, rows), labels, clusters, strict=True):
-            table.writerow((name, split, label, cluster))
-    with replacing(path) as file:  # file names need not be UTF-8
-        file.write(text.getvalue().encode("utf-8", "surrogateescape"))
+            table.append((name, split, label, cluster))
+    with replacing(path) as file:
+        file.write(separated(table))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import errno
 import fcntl
 import io
@@ -11,7 +12,7 @@ import os
 import secrets
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -36,6 +37,18 @@ def write_arrays(path: epath.Path, **arrays: ArrayLike) -> None:
     """Writes an .npz of plain arrays, whole or not at all."""
     with replacing(path) as file:
         np.savez(file, allow_pickle=False, **{name: np.asarray(a) for name, a in arrays.items()})
+
+
+def separated(rows: Iterable[Sequence[Any]], dialect: type[csv.Dialect] = csv.excel) -> bytes:
+    r"""A table as CSV, or in another dialect; names of files in it need not be UTF-8.
+
+    Example:
+      >>> separated([("name", "cluster"), ("a,b.png", 1)])
+      b'name,cluster\n"a,b.png",1\n'
+    """
+    text = io.StringIO(newline="")
+    csv.writer(text, dialect, lineterminator="\n").writerows(rows)
+    return text.getvalue().encode("utf-8", "surrogateescape")
 
 
 def read_arrays(path: epath.Path) -> dict[str, np.ndarray]:
