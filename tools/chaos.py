@@ -172,11 +172,15 @@ def disturb(workdir: Path, layout: Layout, moment: Moment, draw: random.Random) 
 
 
 def figures(workdir: Path) -> dict[str, Any]:
-    """What must be the same: all of `results.json` but times, dates and the command."""
+    """What must be the same: all of `results.json` but times, dates and the command.
+
+    Checksums are of files that hold times.
+    """
     results = json.loads((workdir / "results.json").read_text())
     for row in results["training"]["history"]:
         del row["seconds"]
-    del results["training"]["first_step"], results["seconds"]
+    del results["seconds"], results["crc32"], results["files"]
+    results["training"].pop("first_step", None)  # not there where nothing was left to train
     provenance = results.pop("provenance")
     del provenance["config"]["distributed"]
     kept = {key: provenance[key] for key in ("config", "versions", "device", "seed", "data")}
