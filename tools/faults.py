@@ -81,8 +81,8 @@ def two_starts(folder: Path, whole: Path) -> Iterator[tuple[str, Callable[[], No
     """The second at the same instant, and while the first trains."""
 
     def twice(name: str, seconds: float) -> None:
-        (folder / "first").mkdir(exist_ok=True)
         workdir, link = folder / "first" / name, folder / f"link {name}"
+        workdir.mkdir(parents=True)
         link.symlink_to(workdir)  # another path: another log
         processes = start(workdir)
         time.sleep(seconds)
