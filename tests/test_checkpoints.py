@@ -179,18 +179,38 @@ def test_a_clock_that_is_set_forward_during_a_save_is_no_failure(tmp_path):
     said = failing_saves(
         tmp_path / "checkpoints",
         """
-        import itertools, time
-        now, hours = time.time, itertools.count()
-        time.time = lambda: now() + 3600 * next(hours)
+        import time
+        now, since, start = time.time, time.monotonic, time.monotonic()
+        time.time = lambda: now() + 3600 * int(100 * (since() - start))
         for step in (1, 2, 3):
             checkpoints.save(step, state_at(step), record_at(step))
         checkpoints.close()
-        assert next(hours) > 10
+        assert time.time() > now() + 10 * 3600
         print("saved")
         """,
     )
     assert said == "saved\n"
     assert_restores(tmp_path / "checkpoints", 3)
+
+
+def test_what_failed_first_is_said(tmp_path):
+    said = failing_saves(
+        tmp_path / "checkpoints",
+        """
+        from contextlib import closing
+        wait = checkpoints._manager.wait_until_finished
+        def late():
+            checkpoints._manager.wait_until_finished = wait
+            raise TimeoutError("too late")
+        with closing(checkpoints):
+            checkpoints.save(1, state_at(1), record_at(1))
+            wait()
+            (directory / "1" / "record" / "metadata").unlink()
+            checkpoints._manager.wait_until_finished = late
+            checkpoints.save(2, state_at(2), record_at(2))
+        """,
+    )
+    assert "can't be written (too late)" in said
 
 
 def failing_saves(directory, body):

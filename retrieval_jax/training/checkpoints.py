@@ -136,9 +136,10 @@ class Checkpoints:
 
     def _read_back(self) -> None:
         """Waits for the last save and looks whether its record and its list of arrays are there."""
+        saved, self._saved = self._saved, None  # once: `close` is not to hide what failed before
         self._manager.wait_until_finished()
-        if self._saved is not None:
-            directory = self._directory / str(self._saved)
+        if saved is not None:
+            directory = self._directory / str(saved)
             json.loads(read_bytes(directory / "record" / "metadata"))
             read_bytes(directory / "state" / "manifest.ocdbt")
 
