@@ -8,6 +8,7 @@ import io
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -273,3 +274,28 @@ def test_without_the_packages_the_cure_is_named(store, monkeypatch, capsys):
     assert "install retrieval-jax[gcs]" in capsys.readouterr().err
     with pytest.raises(UserError, match=r"install retrieval-jax\[gcs\]"):
         fetched("gs://bucket/x")
+
+
+@pytest.mark.fast
+def test_without_a_network_the_answer_comes_at_once(monkeypatch, capsys, tmp_path):
+    """The name of the store's host is looked up once; gcsfs would ask again for a minute."""
+    asked = []
+
+    def unknown(*host, **_):
+        asked.append(host)
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.delenv("STORAGE_EMULATOR_HOST", raising=False)
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    files._prepare_for_objects.cache_clear()
+    for workdir, overrides in (
+        ("gs://bucket/run", ()),
+        (tmp_path / "1", ("data.source=npz", "data.file=gs://bucket/images.npz")),
+        (tmp_path / "2", ("data.source=folder", "data.directory=gs://bucket/images")),
+    ):
+        assert main(command(*overrides, workdir=workdir)[3:]) == 2
+        error = capsys.readouterr().err
+        assert "Name or service not known" in error
+        assert error.count("\n") == 1
+        assert asked == [("storage.googleapis.com", 443)]
+        asked.clear()
