@@ -81,6 +81,33 @@ def test_greedy_seeds_are_as_good_as_scikit_learns():
     assert potentials[0] <= 1.02 * potentials[1]
 
 
+@pytest.mark.fast
+def test_greedy_draws_and_chooses_by_weight_and_distance():
+    """How often each triple of seeds is chosen, against its probability."""
+    points = np.random.default_rng(0).normal(size=(6, 2)).astype(np.float32)
+    weights = np.array([1, 6, 2, 0.5, 0, 3])
+    apart = squared_distances(points, points)
+
+    def next_seed(seeds):
+        nearest = apart[seeds].min(0)
+        drawn = weights * nearest / (weights * nearest).sum()
+        potentials = np.minimum(apart, nearest) @ weights
+        worse = [drawn[potentials > potentials[j]].sum() for j in range(6)]
+        return [(worse[j] + drawn[j]) ** 3 - worse[j] ** 3 for j in range(6)]  # best of 3 draws
+
+    expected = np.zeros((6, 6, 6))
+    for first in range(6):
+        for second, probability in enumerate(next_seed([first])):
+            after = probability * np.array(next_seed([first, second]))
+            expected[first, second] = weights[first] / weights.sum() * after
+    assert expected.sum() == pytest.approx(1)
+    keys = jax.random.split(KEY, 40_000)
+    seed = jax.jit(jax.vmap(lambda key: greedy(as_points(points, weights), key, 3)))
+    found = np.zeros_like(expected)
+    np.add.at(found, tuple(np.asarray(seed(keys)).T), 1 / len(keys))
+    np.testing.assert_allclose(found, expected, atol=0.01)
+
+
 @pytest.mark.parametrize("spherical", [False, True])
 def test_groups_hold_all_the_weight_near_their_means(spherical):
     points = low_rank(3000, 12, 6)
