@@ -127,6 +127,16 @@ def test_groups_hold_all_the_weight_near_their_means(spherical):
     assert potential < 0.7 * shuffled
 
 
+def test_groups_are_drawn_by_weight():
+    """64 draws of one stratum each come to every one of 50 points that have all the weight."""
+    rng = np.random.default_rng(0)
+    points = np.concatenate([rng.uniform(0, 1, (50, 2)), rng.uniform(9, 10, (950, 2))])
+    weights = np.repeat([1.0, 1e-6], [50, 950])
+    small = groups(as_points(points, weights), KEY, 64)
+    means = np.asarray(small.values)[np.asarray(small.weights) > 0]
+    assert squared_distances(points[:50], means).min(1).max() < 1e-9
+
+
 def test_small_clusters_far_away_are_all_found():
     # 100 clusters of 3 points beside one of 20,000: hardly any is hit by chance.
     rng = np.random.default_rng(0)
