@@ -22,6 +22,7 @@ from retrieval_jax.numerics.distances import unit
 from retrieval_jax.runtime import devices
 from retrieval_jax.runtime.errors import UserError, printable, reason
 from retrieval_jax.runtime.files import as_path
+from retrieval_jax.runtime.memory import require
 from retrieval_jax.runtime.model_file import (
     DESCRIPTION,
     TENSORS,
@@ -251,6 +252,9 @@ def map_rows(
     def fetch() -> None:
         value, real = pending.pop(0)
         whole = devices.from_first_device(value) if several else np.asarray(value)
+        if not results:
+            size = 2 * whole.nbytes // batch * len(rows)  # in parts, and as a whole
+            require(size, f"the outputs of {len(rows):,} images", "make the embedding smaller")
         results.append(whole.reshape(batch, *whole.shape[2:])[:real])
         progress.update(real)
 

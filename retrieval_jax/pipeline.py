@@ -337,6 +337,11 @@ def reconstruct_examples(
 def cluster(experiment: Experiment, embeddings: Embeddings) -> evaluation.Clusters:
     """Groups the gallery by k-means and predicts the cluster of each query."""
     how = experiment.clustering._asdict()
+    require(
+        2 * 4 * how["restarts"] * how["k"] * embeddings.gallery.shape[1],
+        f"the seeds of {how['restarts']:,} restarts",
+        "lower clustering.restarts",
+    )
     return evaluation.cluster(key_for(experiment.seed, "k-means"), *embeddings, **how)
 
 

@@ -55,6 +55,15 @@ def test_map_rows_equals_plain_numpy(rows, batch):
     np.testing.assert_array_equal(result, factor * data.sum(1))
 
 
+def test_map_rows_names_results_larger_than_memory():
+    def wide(_, images):
+        return jnp.zeros((len(images), 1 << 20))
+
+    rows = view(np.zeros((1, 1, 1, 1), np.uint8), np.zeros(1 << 24, int))
+    with pytest.raises(UserError, match="outputs of 16,777,216 images take 140,737.5 GB of memory"):
+        map_rows(on_rows(wide), devices.on_every_device(np.float32(0)), rows, 8)
+
+
 def test_map_rows_reads_a_few_batches_at_a_time():
     shape, read = (4, 4, 1), []
 

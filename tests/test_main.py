@@ -334,6 +334,15 @@ def test_a_folder_of_own_images_with_a_broken_one_and_an_odd_name(tmp_path):
         (("data.source=folder", "data.directory=nowhere"), "nowhere"),
         (("data.source=tfds", "data.directory=nowhere"), "nowhere"),
         (("data.source=npz", "data.file=nowhere.npz"), "nowhere.npz"),
+        (("model.encoder.convolutional.bottleneck=1000000000000",), "lower the widths under model"),
+        (
+            (
+                *("objective.moco.weight=1.0", "objective.moco.queue=1000000000000"),
+                *("views.main.count=2", "training.ema_decay=0.9"),
+            ),
+            "the queue of an objective",
+        ),
+        (("clustering.restarts=1000000000000", *SMALL), "lower clustering.restarts"),
         (("optimizer.learning_rate=1e30",), "is not finite at step"),
     ],
 )

@@ -244,7 +244,10 @@ def _prepare_for_objects() -> None:
     fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False
     # It also logs a traceback of what it raises.
     logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
-    elsewhere = os.environ.get("STORAGE_EMULATOR_HOST"), fsspec.config.conf["gcs"].get("endpoint_url")
+    elsewhere = (
+        os.environ.get("STORAGE_EMULATOR_HOST"),
+        fsspec.config.conf["gcs"].get("endpoint_url"),
+    )
     if not any(elsewhere):  # without a network it would ask for a minute
         socket.getaddrinfo("storage.googleapis.com", 443)
 

@@ -21,6 +21,7 @@ from retrieval_jax.objectives import TOTAL, totalled
 from retrieval_jax.runtime import devices, hosts
 from retrieval_jax.runtime.errors import Interrupted, UserError
 from retrieval_jax.runtime.files import copy_files, is_remote
+from retrieval_jax.runtime.memory import require
 from retrieval_jax.runtime.progress import Progress, say
 from retrieval_jax.training.checkpoints import Checkpoints
 from retrieval_jax.training.epoch import (
@@ -177,7 +178,8 @@ def _first_epoch(
     recipe: Recipe, fit: DataSet, checkpoints: Checkpoints, start_from: Callable[[Any], Any]
 ) -> tuple[Epoch, list[dict], float]:
     """Where to go on: the epoch on the host, the rows of those before, and its seconds so far."""
-    state = create_state(
+    create = partial(
+        create_state,
         recipe.model,
         recipe.objective,
         recipe.optimizer,
@@ -185,7 +187,13 @@ def _first_epoch(
         fit.images.shape[1:],
         averaged=recipe.averaged,
     )
-    initial = Epoch(jax.device_get(state), no_totals(recipe))
+    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(jax.eval_shape(create)))
+    require(
+        4 * size,  # on the host, on a device, after a step, and while it is saved
+        "the network, its optimizer and what its objective remembers",
+        "lower the widths under model, or the queue of an objective",
+    )
+    initial = Epoch(jax.device_get(create()), no_totals(recipe))
     found = checkpoints.restore(initial)
     if found is None:
         params = start_from(initial.state.params)
