@@ -87,7 +87,7 @@ def default() -> ConfigDict:
     c.views = section({"main": view()})
 
     c.training = training = section()
-    training.epochs = 10  # passes over the fit images
+    training.epochs = 10  # passes over the fit images; 0: the network embeds as it starts
     training.batch_size = 32  # images per step, over all devices
     # "float32" is without TF32 on GPUs and TPUs; with "bfloat16" parameters, BatchNorm statistics,
     # losses, embeddings and the optimizer stay float32. Distances are float32 whatever it is.
@@ -256,7 +256,7 @@ def check(c: ConfigDict) -> None:
         ("data.labels_per_class", 0),
         ("training.labelled_per_batch", 0),
         ("training.mixup", 0),
-        ("training.epochs", 1),
+        ("training.epochs", 0),
         ("training.batch_size", 1),
         ("training.accumulation", 1),
         ("training.profile_steps", 0),
@@ -307,7 +307,7 @@ def check(c: ConfigDict) -> None:
     sizes = c.data.image_size
     if len(sizes) != 2 or min(sizes) < 1:
         raise UserError(f"data.image_size must be two positive numbers, got {tuple(sizes)}")
-    if not any(term.weight > 0 for term in c.objective.values()):
+    if c.training.epochs and not any(term.weight > 0 for term in c.objective.values()):
         raise UserError(
             "the objective has no term: set the weight of one above 0, such as "
             "objective.reconstruction.weight"

@@ -308,7 +308,7 @@ def refusal(key, value, sizes=SIZES):
         ("training.accumulation", 311),  # 310 batches in all
         ("training.profile_steps", 16),  # of 31 an epoch
         ("training.ema_decay", 1.0),
-        ("training.epochs", 0),
+        ("training.epochs", -1),
         ("training.batch_size", 30),  # eight devices
         ("training.batch_size", 4000),
         ("views.main.count", 0),

@@ -14,7 +14,7 @@ from etils import epath
 from flax.traverse_util import unflatten_dict
 
 from retrieval_jax.embedder import Embedder
-from retrieval_jax.models.efficientnet_lite0 import SIZE, EfficientNetLite0
+from retrieval_jax.models.lite0 import SIZE, EfficientNetLite0
 from retrieval_jax.models.lite0_weights import SHA256, lite0_params
 from retrieval_jax.photos.onnx_encoder import embedder, prepared, size_of, three
 from retrieval_jax.runtime.errors import UserError, printable, reason

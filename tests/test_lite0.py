@@ -9,7 +9,7 @@ import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from retrieval_jax.models import lite0_weights
-from retrieval_jax.models.efficientnet_lite0 import EfficientNetLite0, depthwise
+from retrieval_jax.models.lite0 import EfficientNetLite0, depthwise
 from retrieval_jax.models.lite0_weights import checkpoint, lite0_params, read_checkpoint
 from retrieval_jax.runtime.errors import UserError
 

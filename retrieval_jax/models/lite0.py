@@ -9,10 +9,13 @@ References:
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax.traverse_util import unflatten_dict
 from jax import lax
 
 SIZE = 224  # side of the images that it was trained on
@@ -42,10 +45,13 @@ class EfficientNetLite0(nn.Module):
       4631000
     """
 
+    dtype: jax.typing.DTypeLike = jnp.float32  # what convolutions are computed in
+
     def setup(self) -> None:
-        self.stem = _Convolution(32, 3, 2)
-        self.blocks = [_Block(*block) for block in _blocks()]
-        self.head = _Convolution(1280, 1)
+        convolution = partial(_Convolution, dtype=self.dtype)
+        self.stem = convolution(32, 3, 2)
+        self.blocks = [_Block(*block, self.dtype) for block in _blocks()]
+        self.head = convolution(1280, 1)
         self.classifier = nn.Dense(1000)
 
     def __call__(self, images: jax.Array) -> jax.Array:
@@ -58,30 +64,95 @@ class EfficientNetLite0(nn.Module):
         x = nn.relu6(self.stem(x))
         for block in self.blocks:
             x = block(x)
-        return nn.relu6(self.head(x)).mean((1, 2))
+        return nn.relu6(self.head(x)).mean((1, 2), jnp.float32)
+
+
+class Resized(nn.Module):
+    """The network on images of any size, grey ones too, as an encoder of configs.
+
+    Call with images float [n, h, w, 1 or 3] in [0, 1]; returns float32 [n, 1280].
+
+    Attributes:
+      size: side of the squares to which images are resized.
+      pretrained: whether training starts from ImageNet's weights.
+      dtype: what convolutions are computed in.
+    """
+
+    size: int
+    pretrained: bool
+    dtype: jax.typing.DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
+        shape = (len(images), self.size, self.size, images.shape[-1])
+        resized = jax.image.resize(images, shape, "linear")
+        network = EfficientNetLite0(self.dtype, name="network")
+        return network.embed(jnp.broadcast_to(resized, (*shape[:3], 3)))
+
+    def initial(self) -> dict[str, Any]:
+        """Parameters to start from; none if they are drawn at random.
+
+        Raises:
+          UserError: the weights aren't installed.
+        """
+        if not self.pretrained:
+            return {}
+        from retrieval_jax.models.lite0_weights import lite0_params  # it reads files
+
+        params = unflatten_dict(lite0_params(), sep="/")
+        del params["classifier"]
+        return {"network": params}
+
+
+def efficientnet_lite0(
+    *,
+    dtype: jax.typing.DTypeLike,
+    channels: int,
+    size: int = 96,
+    pretrained: bool = True,
+) -> Resized:
+    """EfficientNet-lite0, 1,280 features: to fine-tune, to train, or as it is.
+
+    Args:
+      dtype: what it computes in.
+      channels: of the images, 1 or 3.
+      size: side of the squares to which images are resized, 32 or more.
+      pretrained: start from ImageNet's weights, of the extra `photos`; else at random.
+
+    Raises:
+      ValueError: names the parameter that is out of range.
+    """
+    if channels not in (1, 3):
+        raise ValueError(f"channels of the images must be 1 or 3, got {channels}")
+    if size < 32:
+        raise ValueError(f"size must be at least 32, got {size}")
+    return Resized(size, pretrained, dtype)
 
 
 class _Convolution(nn.Module):
     features: int
     size: int
     stride: int = 1
+    dtype: jax.typing.DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         side = (self.size, self.size)
-        return nn.Conv(self.features, side, self.stride, padding="SAME", name="conv")(x)
+        convolution = nn.Conv(self.features, side, self.stride, dtype=self.dtype, name="conv")
+        return convolution(x)
 
 
 class _Depthwise(nn.Module):
     size: int
     stride: int
+    dtype: jax.typing.DTypeLike
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         shape = (self.size, self.size, 1, x.shape[-1])
         kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
         bias = self.param("bias", nn.initializers.zeros, x.shape[-1:])
-        return depthwise(x, kernel, self.stride) + bias
+        return depthwise(x, kernel.astype(self.dtype), self.stride) + bias.astype(self.dtype)
 
 
 class _Block(nn.Module):
@@ -91,14 +162,16 @@ class _Block(nn.Module):
     stride: int
     expansion: int
     features: int
+    dtype: jax.typing.DTypeLike
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        wide = x
+        wide, convolution = x, partial(_Convolution, dtype=self.dtype)
         if self.expansion > 1:
-            wide = nn.relu6(_Convolution(x.shape[-1] * self.expansion, 1, name="expand")(x))
-        wide = nn.relu6(_Depthwise(self.size, self.stride, name="depthwise")(wide))
-        narrow = _Convolution(self.features, 1, name="project")(wide)
+            wide = nn.relu6(convolution(x.shape[-1] * self.expansion, 1, name="expand")(x))
+        depthwise = _Depthwise(self.size, self.stride, self.dtype, name="depthwise")
+        wide = nn.relu6(depthwise(wide))
+        narrow = convolution(self.features, 1, name="project")(wide)
         return x + narrow if narrow.shape == x.shape else narrow
 
 
