@@ -25,8 +25,8 @@ from onnx import helper  # noqa: E402
 from torch.nn import functional  # noqa: E402
 
 from benchmarks.interleaved import times  # noqa: E402
+from retrieval_jax.data.lite0_weights import lite0_params  # noqa: E402
 from retrieval_jax.embedder import Embedder  # noqa: E402
-from retrieval_jax.models.lite0_weights import lite0_params  # noqa: E402
 from retrieval_jax.photos.encoders import pretrained  # noqa: E402
 from retrieval_jax.runtime import provenance  # noqa: E402
 

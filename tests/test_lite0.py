@@ -10,11 +10,11 @@ from etils import epath
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from retrieval_jax import build, config, pipeline
+from retrieval_jax.data import lite0_weights
 from retrieval_jax.data.images import ImageSet
+from retrieval_jax.data.lite0_weights import checkpoint, lite0_params, read_checkpoint
 from retrieval_jax.embedder import Embedder
-from retrieval_jax.models import lite0_weights
 from retrieval_jax.models.lite0 import EfficientNetLite0, depthwise, efficientnet_lite0
-from retrieval_jax.models.lite0_weights import checkpoint, lite0_params, read_checkpoint
 from retrieval_jax.runtime.errors import UserError
 
 pytestmark = pytest.mark.skipif(

@@ -18,8 +18,6 @@ from flax import linen as nn
 from flax.traverse_util import unflatten_dict
 from jax import lax
 
-SIZE = 224  # side of the images that it was trained on
-
 # Kernel, stride, expansion, channels and number of blocks of each stage.
 _STAGES = (
     (3, 1, 1, 16, 1),
@@ -56,9 +54,30 @@ class EfficientNetLite0(nn.Module):
 
     def __call__(self, images: jax.Array) -> jax.Array:
         """Logits [n, 1000] of ImageNet's classes."""
-        return self.classifier(self.embed(images))
+        return self.classifier(self.features(images))
 
     def embed(self, images: jax.Array) -> jax.Array:
+        """The features [n, 1280], to embed by: on a CPU two images at a time.
+
+        Their activations fit into its caches, for 0.6 × the time of 32 at once.
+        """
+        count = images.shape[0]
+        if not isinstance(count, int) or count <= 2:  # a symbol in an exported program
+            return self.features(images)
+        at_once = 2 if count % 2 == 0 else 1
+        # Flax's modules can't be called inside of JAX's transformations, functions of them can.
+        module, variables = self.unbind()
+
+        def whole(images: jax.Array) -> jax.Array:
+            return module.apply(variables, images, method="features")  # type: ignore[return-value]
+
+        def parts(images: jax.Array) -> jax.Array:
+            found = lax.map(whole, images.reshape(-1, at_once, *images.shape[1:]))
+            return found.reshape(count, -1)
+
+        return lax.platform_dependent(images, cpu=parts, default=whole)
+
+    def features(self, images: jax.Array) -> jax.Array:
         """The features [n, 1280], of which the classifier is a linear function."""
         x = (images * 255 - 127) / 128  # as the lite variant was trained; the others differ
         x = nn.relu6(self.stem(x))
@@ -83,11 +102,17 @@ class Resized(nn.Module):
     dtype: jax.typing.DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
-        shape = (len(images), self.size, self.size, images.shape[-1])
+    def __call__(
+        self, images: jax.Array, train: bool = False, method: str = "features"
+    ) -> jax.Array:
+        shape = (images.shape[0], self.size, self.size, images.shape[-1])
         resized = jax.image.resize(images, shape, "linear")
         network = EfficientNetLite0(self.dtype, name="network")
-        return network.embed(jnp.broadcast_to(resized, (*shape[:3], 3)))
+        return getattr(network, method)(jnp.broadcast_to(resized, (*shape[:3], 3)))
+
+    def embed(self, images: jax.Array) -> jax.Array:
+        """Embeddings float32 [n, 1280], as fast as the network gives them."""
+        return self(images, method="embed")
 
     def initial(self) -> dict[str, Any]:
         """Parameters to start from; none if they are drawn at random.
@@ -97,11 +122,16 @@ class Resized(nn.Module):
         """
         if not self.pretrained:
             return {}
-        from retrieval_jax.models.lite0_weights import lite0_params  # it reads files
+        from retrieval_jax.data.lite0_weights import lite0_params  # it reads files
 
-        params = unflatten_dict(lite0_params(), sep="/")
+        params = nested(lite0_params())["params"]
         del params["classifier"]
         return {"network": params}
+
+
+def nested(params: dict[str, Any]) -> dict[str, Any]:
+    """Parameters by name, as the variables of the module."""
+    return {"params": unflatten_dict(params, sep="/")}
 
 
 def efficientnet_lite0(

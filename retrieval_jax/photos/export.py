@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,7 +35,8 @@ def export(index: PhotoIndex, form: str, directory: str | Path) -> None:
         line. "projector": `tensors.tsv`, `metadata.tsv` and `projector_config.pbtxt`, which
         TensorBoard's projector opens. "parquet": `embeddings.parquet` with the columns path,
         cluster and embedding. "faiss": `photos.faiss`, an `IndexFlatIP`, whose ids are the lines
-        of `photos.txt`, from 0.
+        of `photos.txt`, from 0. "jax": `embedder.stablehlo`, which `jax.export.deserialize` reads,
+        and `embedder.json` with the size of its images.
       directory: new or empty.
 
     Raises:
@@ -42,7 +44,10 @@ def export(index: PhotoIndex, form: str, directory: str | Path) -> None:
         break and the form can't hold it.
     """
     with _new(Path(directory)) as target:
-        FORMS[form](index.content, target)
+        if form == _PROGRAM:
+            _jax(index, target)
+        else:
+            _FORMS[form](index.content, target)
 
 
 def links(index: PhotoIndex, directory: str | Path) -> None:
@@ -131,12 +136,32 @@ def _faiss(content: Content, target: Path) -> None:
     (target / "photos.txt").write_bytes(names)
 
 
-FORMS: dict[str, Callable[[Content, Path], None]] = {
+def _jax(index: PhotoIndex, target: Path) -> None:
+    encoder = index.encoder
+    built = encoder.embedder(1)
+    try:
+        program = built.exported(encoder.shape)
+    except ValueError as error:
+        kind = encoder.description["kind"]
+        raise UserError(f"the encoder, of kind {kind}, can't be exported: {error}") from error
+    (target / "embedder.stablehlo").write_bytes(program)
+    height, width, channels = encoder.shape
+    described = {
+        "input": ["n", height, width, channels],
+        "type": "uint8",
+        "resize": "short side, then centre crop" if encoder.crop else "squeeze",
+    }
+    (target / "embedder.json").write_text(json.dumps(described, indent=1))
+
+
+_PROGRAM = "jax"
+_FORMS: dict[str, Callable[[Content, Path], None]] = {
     "numpy": _numpy,
     "projector": _projector,
     "parquet": _parquet,
     "faiss": _faiss,
 }
+FORMS = (*_FORMS, _PROGRAM)
 
 
 @contextmanager

