@@ -58,7 +58,7 @@ def default() -> ConfigDict:
     data.directory = ""  # tfds: its data directory, "" for TFDS' own; folder: the images'
     data.file = ""  # npz: the file, here or on gs://
     data.class_depth = 0  # folder: n: the n-th folder on the way to an image is its class; 0: auto
-    data.labels = ""  # folder: a CSV file of the columns path and label; "": the folders say it
+    data.labels = ""  # folder: CSV or .parquet of the columns path and label; "": the folders tell
     data.image_size = (32, 32)  # folder: height and width that images are resized to
     data.channels = 3  # folder: 3 for colour, 1 for grey
     data.max_skipped = 100  # folder: unreadable images to tolerate before the run stops

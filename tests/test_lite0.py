@@ -15,6 +15,7 @@ from retrieval_jax.data.images import ImageSet
 from retrieval_jax.data.lite0_weights import checkpoint, lite0_params, read_checkpoint
 from retrieval_jax.embedder import Embedder
 from retrieval_jax.models.lite0 import EfficientNetLite0, depthwise, efficientnet_lite0
+from retrieval_jax.photos import lite0_program
 from retrieval_jax.runtime.errors import UserError
 
 pytestmark = pytest.mark.skipif(
@@ -137,6 +138,26 @@ def test_weights_that_are_not_installed_are_named(monkeypatch):
     monkeypatch.setattr(lite0_weights, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"retrieval-jax\[photos\]"):
         checkpoint()
+
+
+def test_a_query_takes_the_kept_program_and_makes_a_damaged_one_again(
+    variables, tmp_path, monkeypatch
+):
+    params = lite0_params()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    image = np.random.default_rng(4).integers(0, 256, (1, 224, 224, 3), np.uint8)
+    found = lite0_program.single(params)(image)
+    model = EfficientNetLite0()
+    expected = jax.jit(lambda v, x: model.apply(v, x, method="embed"))(variables, image / 255)
+    np.testing.assert_allclose(found, expected / np.linalg.norm(expected), atol=1e-5)
+    (file,) = tmp_path.rglob("*.npz")
+    kept, traced = file.read_bytes(), lite0_program._traced
+    monkeypatch.setattr(lite0_program, "_traced", None)
+    np.testing.assert_array_equal(lite0_program.single(params)(image), found)
+    file.write_bytes(kept[: len(kept) // 2])
+    monkeypatch.setattr(lite0_program, "_traced", traced)
+    np.testing.assert_array_equal(lite0_program.single(params)(image), found)
+    assert len(file.read_bytes()) == len(kept)
 
 
 @pytest.mark.skipif(find_spec("torch") is None, reason="without torch")

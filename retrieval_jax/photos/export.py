@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -166,13 +167,17 @@ FORMS = (*_FORMS, _PROGRAM)
 
 @contextmanager
 def _new(directory: Path) -> Iterator[Path]:
+    """A place to fill, whose content is moved into the directory once it is whole."""
     with in_one_sentence(epath.Path(directory)):
         directory.mkdir(parents=True, exist_ok=True)
         if any(directory.iterdir()):
             raise UserError(
                 f"{printable(str(directory))} holds files already: give a new directory"
             )
-        yield directory
+        with TemporaryDirectory(prefix=".unfinished-", dir=directory) as place:
+            yield Path(place)
+            for made in sorted(Path(place).iterdir()):
+                made.replace(directory / made.name)
 
 
 def _lines(paths: list[str]) -> bytes:
