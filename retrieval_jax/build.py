@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 
 from retrieval_jax import config
 from retrieval_jax.data.folder import from_folder
+from retrieval_jax.data.huggingface import from_huggingface
 from retrieval_jax.data.images import ImageSet, digits
 from retrieval_jax.data.npz import from_npz
 from retrieval_jax.data.tfds import from_tfds
@@ -117,6 +118,10 @@ def load_images(c: ConfigDict) -> ImageSet:
             streaming=c.data.streaming,
             class_depth=c.data.class_depth,
             labels=c.data.labels,
+        )
+    if c.data.source == "huggingface":
+        return from_huggingface(
+            c.data.name, tuple(c.data.image_size), c.data.channels, c.data.max_skipped
         )
     return from_npz(c.data.file)
 

@@ -31,6 +31,7 @@ from retrieval_jax.runtime.records import leaves
 from retrieval_jax.training.optimizers import OPTIMIZERS
 from retrieval_jax.training.views import AUGMENTATIONS
 
+_SOURCES = ("digits", "tfds", "folder", "npz", "huggingface")
 MAKE = "make"  # of a section: the function whose parameters its other keys are
 
 
@@ -53,15 +54,15 @@ def default() -> ConfigDict:
     distributed.timeout = 300  # seconds in which all have to meet
 
     c.data = data = section()
-    data.source = "digits"  # "digits" (embedded), "tfds", "folder" or "npz"
-    data.name = "cifar10"  # tfds: the data set's name
+    data.source = "digits"  # "digits" (embedded), "tfds", "folder", "npz" or "huggingface"
+    data.name = "cifar10"  # tfds, huggingface: the data set's name; huggingface: or a directory
     data.directory = ""  # tfds: its data directory, "" for TFDS' own; folder: the images'
     data.file = ""  # npz: the file, here or on gs://
     data.class_depth = 0  # folder: n: the n-th folder on the way to an image is its class; 0: auto
     data.labels = ""  # folder: CSV or .parquet of the columns path and label; "": the folders tell
-    data.image_size = (32, 32)  # folder: height and width that images are resized to
-    data.channels = 3  # folder: 3 for colour, 1 for grey
-    data.max_skipped = 100  # folder: unreadable images to tolerate before the run stops
+    data.image_size = (32, 32)  # folder, huggingface: height and width that images get
+    data.channels = 3  # folder, huggingface: 3 for colour, 1 for grey
+    data.max_skipped = 100  # folder, huggingface: unreadable images before the run stops
     data.streaming = False  # read images when they are needed, not all of them into memory first
     data.queries = 90  # images set aside as queries, stratified by class
     data.query_fraction = 0.0  # share of all images that are queries; 0: data.queries of them
@@ -237,7 +238,7 @@ def check(c: ConfigDict) -> None:
       UserError: names the key, its value and what it accepts.
     """
     _check_tuples(c)
-    _one_of("data.source", c.data.source, ("digits", "tfds", "folder", "npz"))
+    _one_of("data.source", c.data.source, _SOURCES)
     for key in ("directory", "file", "labels"):
         if "://" in c.data[key].removeprefix("gs://"):
             raise UserError(f"data.{key} must be on this machine or on gs://, got {c.data[key]!r}")
