@@ -46,16 +46,16 @@ def features(x: Any, convolve: Callable, relu6: Callable, mean: Callable, add: C
       mean: of x over positions.
       add: of two.
     """
-    x = relu6(convolve(x, "stem/conv", 2, False))
+    x = relu6(convolve(x, "stem", 2, False))
     for i in range(16):
         name, before = f"blocks_{i}", x
         if i:
-            x = relu6(convolve(x, f"{name}/expand/conv", 1, False))
+            x = relu6(convolve(x, f"{name}/expand", 1, False))
         x = relu6(convolve(x, f"{name}/depthwise", STRIDES.get(i, 1), True))
-        x = convolve(x, f"{name}/project/conv", 1, False)
+        x = convolve(x, f"{name}/project", 1, False)
         if i in (2, 4, 6, 7, 9, 10, 12, 13, 14):
             x = add(x, before)
-    return mean(relu6(convolve(x, "head/conv", 1, False)))
+    return mean(relu6(convolve(x, "head", 1, False)))
 
 
 def weights() -> dict[str, np.ndarray]:

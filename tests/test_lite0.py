@@ -14,7 +14,7 @@ from retrieval_jax.data import lite0_weights
 from retrieval_jax.data.images import ImageSet
 from retrieval_jax.data.lite0_weights import checkpoint, lite0_params, read_checkpoint
 from retrieval_jax.embedder import Embedder
-from retrieval_jax.models.lite0 import EfficientNetLite0, depthwise, efficientnet_lite0
+from retrieval_jax.models.lite0 import EfficientNetLite0, depthwise, efficientnet_lite0, halving
 from retrieval_jax.photos import lite0_program
 from retrieval_jax.runtime.errors import UserError
 
@@ -109,6 +109,14 @@ def test_a_sum_of_shifted_images_is_the_convolution(size, stride):
         jnp.asarray(x, jnp.float32), jnp.asarray(kernel.transpose(2, 3, 1, 0), jnp.float32), stride
     )
     np.testing.assert_allclose(found[0], plain_convolution(x[0], kernel, stride, 4), atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(9, 12, 3), (8, 7, 3)])
+def test_the_first_convolution_is_one(shape):
+    rng = np.random.default_rng(5)
+    x, kernel = rng.normal(size=shape), rng.normal(size=(4, 3, 3, 3))
+    found = halving(jnp.asarray(x[None], jnp.float32), jnp.asarray(kernel.transpose(2, 3, 1, 0)))
+    np.testing.assert_allclose(found[0], plain_convolution(x, kernel, 2), atol=1e-5)
 
 
 @pytest.mark.fast
@@ -254,8 +262,8 @@ def test_it_is_fine_tuned_from_there_and_the_run_embeds_alone(tmp_path, variable
     data, parts, recipe = pipeline.load(tuned)
     trained = pipeline.fit(tuned, workdir, data, parts, recipe, 0.0)
     assert trained.history[0]["step"] == 2 and np.isfinite(trained.history[0]["fit"]["loss"])
-    own = tuned.initial["network"]["stem"]["conv"]["kernel"]
-    moved = np.abs(trained.state.params["encoder"]["network"]["stem"]["conv"]["kernel"] - own)
+    own = tuned.initial["network"]["stem"]["kernel"]
+    moved = np.abs(trained.state.params["encoder"]["network"]["stem"]["kernel"] - own)
     assert 0 < moved.max() < 1e-3  # two steps of Adam at that rate
     monkeypatch.setattr(lite0_weights, "lite0_params", None)  # a run has its own
     found = Embedder.from_run(tmp_path)(IMAGES[:8])

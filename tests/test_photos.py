@@ -491,7 +491,7 @@ def test_an_encoder_is_exported_as_a_program(tmp_path, capsys):
     program = jax.export.deserialize(bytearray(content))
     assert program.platforms == ("cpu", "cuda", "tpu")
     np.testing.assert_allclose(program.call(images), embedder(images), atol=1e-6)
-    np.testing.assert_array_equal(program.call(images[:1]), program.call(images)[:1])
+    np.testing.assert_allclose(program.call(images[:1]), embedder(images)[:1], atol=1e-6)
     described = json.loads((tmp_path / "program" / "embedder.json").read_text())
     assert described == {"input": ["n", 16, 24, 3], "type": "uint8", "resize": "squeeze"}
 

@@ -78,7 +78,7 @@ def test_preparation_is_read_beside_the_file_and_what_is_given_goes_first(tmp_pa
     fixed = network(tmp_path / "fixed.onnx")
     assert prepared(Network(fixed)).size == (32, 32)
     with pytest.raises(UserError, match="takes 32 × 32"):
-        prepared(fixed, (16, 16))
+        prepared(Network(fixed), (16, 16))
     for wrong in ("[1]", "{", '{"image_mean": [1, 2]}', '{"size": {"height": "x", "width": 2}}'):
         (tmp_path / "preprocessor_config.json").write_text(wrong)
         with pytest.raises(UserError, match="preprocessor_config.json"):
