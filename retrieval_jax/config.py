@@ -311,7 +311,7 @@ def check(c: ConfigDict) -> None:
     if c.training.epochs and not any(term.weight > 0 for term in c.objective.values()):
         raise UserError(
             "the objective has no term: set the weight of one above 0, such as "
-            "objective.reconstruction.weight"
+            "objective.reconstruction.weight, or training.epochs to 0"
         )
 
 
