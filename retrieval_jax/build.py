@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 
 from retrieval_jax import config
 from retrieval_jax.data.folder import from_folder
+from retrieval_jax.data.huggingface import from_huggingface
 from retrieval_jax.data.images import ImageSet, digits
 from retrieval_jax.data.npz import from_npz
 from retrieval_jax.data.tfds import from_tfds
@@ -54,7 +55,8 @@ def experiment(c: ConfigDict) -> Experiment:
         )
     # What is out of range whatever the data is, is refused before that is read.
     any_data = Sizes((1, 1, 1), classes=2, fit=c.training.batch_size * c.training.accumulation)
-    _network(c, any_data), _objective(c, any_data), _optimizer(c, any_data), _views(c)
+    network = _network(c, any_data)
+    _objective(c, any_data), _optimizer(c, any_data), _views(c)
     encoder = c.model.encoder.name
     return Experiment(
         name=c.name,
@@ -70,6 +72,7 @@ def experiment(c: ConfigDict) -> Experiment:
             "dtype": str(_dtype(c)),
             **config.record(c.model.encoder[encoder]),
         },
+        initial=getattr(network.encoder, "initial", dict)(),
         budget=_budget(c),
         init_from=c.training.init_from,
         extends=c.optimizer.decay == "none"
@@ -115,6 +118,10 @@ def load_images(c: ConfigDict) -> ImageSet:
             streaming=c.data.streaming,
             class_depth=c.data.class_depth,
             labels=c.data.labels,
+        )
+    if c.data.source == "huggingface":
+        return from_huggingface(
+            c.data.name, tuple(c.data.image_size), c.data.channels, c.data.max_skipped
         )
     return from_npz(c.data.file)
 
@@ -321,7 +328,7 @@ def _check_against_data(c: ConfigDict, sizes: Sizes) -> None:
             f"training.profile_steps is {t.profile_steps} but an epoch has {steps} steps, "
             f"of which {steps // 2} can be traced; lower it"
         )
-    if t.accumulation > t.epochs * steps:
+    if t.epochs and t.accumulation > t.epochs * steps:
         raise UserError(
             f"training.accumulation is {t.accumulation} but there are {t.epochs * steps} batches "
             "in all; lower it"

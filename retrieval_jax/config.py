@@ -31,6 +31,7 @@ from retrieval_jax.runtime.records import leaves
 from retrieval_jax.training.optimizers import OPTIMIZERS
 from retrieval_jax.training.views import AUGMENTATIONS
 
+_SOURCES = ("digits", "tfds", "folder", "npz", "huggingface")
 MAKE = "make"  # of a section: the function whose parameters its other keys are
 
 
@@ -53,15 +54,15 @@ def default() -> ConfigDict:
     distributed.timeout = 300  # seconds in which all have to meet
 
     c.data = data = section()
-    data.source = "digits"  # "digits" (embedded), "tfds", "folder" or "npz"
-    data.name = "cifar10"  # tfds: the data set's name
+    data.source = "digits"  # "digits" (embedded), "tfds", "folder", "npz" or "huggingface"
+    data.name = "cifar10"  # tfds, huggingface: the data set's name; huggingface: or a directory
     data.directory = ""  # tfds: its data directory, "" for TFDS' own; folder: the images'
     data.file = ""  # npz: the file, here or on gs://
     data.class_depth = 0  # folder: n: the n-th folder on the way to an image is its class; 0: auto
-    data.labels = ""  # folder: a CSV file of the columns path and label; "": the folders say it
-    data.image_size = (32, 32)  # folder: height and width that images are resized to
-    data.channels = 3  # folder: 3 for colour, 1 for grey
-    data.max_skipped = 100  # folder: unreadable images to tolerate before the run stops
+    data.labels = ""  # folder: CSV or .parquet of the columns path and label; "": the folders tell
+    data.image_size = (32, 32)  # folder, huggingface: height and width that images get
+    data.channels = 3  # folder, huggingface: 3 for colour, 1 for grey
+    data.max_skipped = 100  # folder, huggingface: unreadable images before the run stops
     data.streaming = False  # read images when they are needed, not all of them into memory first
     data.queries = 90  # images set aside as queries, stratified by class
     data.query_fraction = 0.0  # share of all images that are queries; 0: data.queries of them
@@ -87,7 +88,7 @@ def default() -> ConfigDict:
     c.views = section({"main": view()})
 
     c.training = training = section()
-    training.epochs = 10  # passes over the fit images
+    training.epochs = 10  # passes over the fit images; 0: the network embeds as it starts
     training.batch_size = 32  # images per step, over all devices
     # "float32" is without TF32 on GPUs and TPUs; with "bfloat16" parameters, BatchNorm statistics,
     # losses, embeddings and the optimizer stay float32. Distances are float32 whatever it is.
@@ -237,7 +238,7 @@ def check(c: ConfigDict) -> None:
       UserError: names the key, its value and what it accepts.
     """
     _check_tuples(c)
-    _one_of("data.source", c.data.source, ("digits", "tfds", "folder", "npz"))
+    _one_of("data.source", c.data.source, _SOURCES)
     for key in ("directory", "file", "labels"):
         if "://" in c.data[key].removeprefix("gs://"):
             raise UserError(f"data.{key} must be on this machine or on gs://, got {c.data[key]!r}")
@@ -256,7 +257,7 @@ def check(c: ConfigDict) -> None:
         ("data.labels_per_class", 0),
         ("training.labelled_per_batch", 0),
         ("training.mixup", 0),
-        ("training.epochs", 1),
+        ("training.epochs", 0),
         ("training.batch_size", 1),
         ("training.accumulation", 1),
         ("training.profile_steps", 0),
@@ -307,10 +308,10 @@ def check(c: ConfigDict) -> None:
     sizes = c.data.image_size
     if len(sizes) != 2 or min(sizes) < 1:
         raise UserError(f"data.image_size must be two positive numbers, got {tuple(sizes)}")
-    if not any(term.weight > 0 for term in c.objective.values()):
+    if c.training.epochs and not any(term.weight > 0 for term in c.objective.values()):
         raise UserError(
             "the objective has no term: set the weight of one above 0, such as "
-            "objective.reconstruction.weight"
+            "objective.reconstruction.weight, or training.epochs to 0"
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -13,6 +14,7 @@ from etils import epath
 from flax import linen as nn
 from flax.errors import FlaxError
 from flax.traverse_util import flatten_dict, unflatten_dict
+from jax import export
 
 from retrieval_jax.data.images import LazyImages
 from retrieval_jax.data.stream import batches
@@ -44,9 +46,18 @@ class Embedder:
       [0.20000000298023224, 0.20000000298023224, 0.20000000298023224]
     """
 
-    def __init__(self, function: Callable[[Any], np.ndarray]) -> None:
-        """Wraps (images, all of them) → embeddings; see the constructors below."""
-        self._function = function
+    def __init__(
+        self,
+        function: Callable[[Any], np.ndarray],
+        program: Callable[[jax.Array], jax.Array] | None = None,
+    ) -> None:
+        """Wraps (images, all of them) → embeddings; see the constructors below.
+
+        Args:
+          function: of all images.
+          program: the same of a batch on one device, in JAX, if it is.
+        """
+        self._function, self._program = function, program
 
     def __call__(self, images: np.ndarray | LazyImages) -> np.ndarray:
         """Embeds images.
@@ -73,6 +84,30 @@ class Embedder:
             raise ValueError(
                 f"the network can't take images {tuple(images.shape)}: {error}"
             ) from error
+
+    def exported(self, shape: tuple[int, int, int]) -> bytes:
+        """The embedder with its parameters, as one program for CPU, CUDA and TPU.
+
+        `jax.export.deserialize(bytearray(…)).call` is a function uint8 [n, h, w, c] → float32
+        [n, d] for any n, without this package.
+
+        Args:
+          shape: (h, w, c) of its images.
+
+        Raises:
+          ValueError: it was made of a function, or of a network that needs to know n.
+        """
+        if self._program is None:
+            raise ValueError("only networks of JAX can be exported")
+        (count,) = export.symbolic_shape("n")
+        images = jax.ShapeDtypeStruct((count, *shape), np.uint8)
+        platforms = ["cpu", "cuda", "tpu"]
+        try:
+            return bytes(
+                export.export(jax.jit(self._program), platforms=platforms)(images).serialize()
+            )
+        except Exception as error:  # an encoder is anyone's code
+            raise ValueError(f"the network can't be exported ({reason(error)})") from error
 
     @classmethod
     def from_run(
@@ -136,8 +171,11 @@ class Embedder:
           batch: images per call, over all devices.
         """
         placed = devices.on_every_device(variables)
-        mapped = on_rows(embedding(model, normalize=normalize, crops=crops))
-        return cls(lambda images: map_rows(mapped, placed, images, batch))
+        function = embedding(model, normalize=normalize, crops=crops)
+        mapped = on_rows(function)
+        return cls(
+            lambda images: map_rows(mapped, placed, images, batch), partial(function, variables)
+        )
 
     @classmethod
     def from_function(cls, function: Callable[[Any], Any], *, batch: int = 128) -> Embedder:
@@ -177,7 +215,7 @@ def embedding(
         if crops:
             parts = nine_crops(as_float(images), crops)
             found = of(variables, parts.reshape(-1, *parts.shape[2:]))
-            found = unit(found).reshape(9, len(images), -1).mean(0)
+            found = unit(found).reshape(9, images.shape[0], -1).mean(0)
         else:
             found = of(variables, as_float(images))
         return unit(found) if normalize else found

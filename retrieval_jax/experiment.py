@@ -47,6 +47,7 @@ class Experiment(NamedTuple):
     streaming: bool
     recipe: Callable[[tuple[int, int, int], int, int], Recipe]  # of (image shape, classes, fit)
     encoder: dict[str, Any]  # its name and keys, to build it again
+    initial: dict[str, Any]  # parameters of the encoder to start from; {}: random ones
     budget: Budget | None  # of labels in training; None: all
     init_from: str  # workdir whose parameters to start from, or ""
     extends: bool  # whether more epochs go on where fewer ended: no rate depends on their number

@@ -7,16 +7,17 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from absl import flags, logging
 from etils import epath
-from ml_collections import ConfigDict, config_flags
 
 from retrieval_jax.runtime.errors import Interrupted, UserError, printable
 from retrieval_jax.runtime.files import as_path
 from retrieval_jax.runtime.interruption import MESSAGE, Interruption
 from retrieval_jax.runtime.progress import complain, prepare_streams, say, show, silence
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
 
 # Not the docstring, which `python -OO` leaves out.
 _USAGE = """The command `retrieval-jax`, also `python -m retrieval_jax`.
@@ -57,6 +58,11 @@ _PHOTOS = (
     "export",
     "browse",
 )
+_QUICK = {"report", "compare", "sweep", *_PHOTOS} - {
+    "index",
+    "add",
+    "refresh",
+}  # embed and train little
 
 
 def parse(arguments: list[str]) -> tuple[ConfigDict, epath.Path]:
@@ -65,6 +71,9 @@ def parse(arguments: list[str]) -> tuple[ConfigDict, epath.Path]:
     Raises:
       UserError: a sentence on what is wrong with the command line or the config file.
     """
+    from absl import flags  # these two not for a query, which should answer at once
+    from ml_collections import ConfigDict, config_flags
+
     for argument in arguments:
         if any(c < " " or "\ud800" <= c < "\ue000" for c in argument):  # surrogates: no UTF-8
             raise UserError(
@@ -169,7 +178,7 @@ def main(arguments: list[str]) -> int:
 
 def command() -> None:
     """The console script."""
-    if sys.argv[1:2] not in (["report"], ["compare"], ["sweep"]):
+    if sys.argv[1:2] not in [[name] for name in _QUICK]:
         with_huge_pages()
     prepare_streams()
     sys.unraisablehook = _without_orbax(sys.unraisablehook)
@@ -196,6 +205,8 @@ def _without_orbax(hook: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 def _run(arguments: list[str]) -> int:
+    from absl import logging
+
     started = time.perf_counter()
     interruption = Interruption()
     # Orbax logs a traceback of what it raises as well.

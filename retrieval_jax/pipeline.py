@@ -269,13 +269,18 @@ def fit(
         )
         for rows in (parts.fit, parts.validation)
     )
+
+    def start_from(params: Any) -> Any:
+        own = {"encoder": experiment.initial} if experiment.initial else {}
+        return started_from(experiment.init_from, params | own)
+
     trained = train(
         recipe,
         fit_set,
         validation_set,
         Checkpoints(workdir / "checkpoints", experiment.checkpoint_seconds, origin),
         MetricLog(workdir),
-        start_from=partial(started_from, experiment.init_from),
+        start_from=start_from,
         started=started,
         profile=Profile(workdir / "profile", experiment.profile_steps),
         asked_to_stop=asked_to_stop,

@@ -9,6 +9,8 @@ import zlib
 from functools import partial
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet as parquet
 import pytest
 from PIL import Image
 
@@ -239,6 +241,39 @@ def test_a_table_of_labels(tmp_path):
         "Files that were not used: 1 text.",
         "2 images not in the table of labels.",
     )
+
+
+@pytest.mark.parametrize("as_labels", [str, int])
+def test_a_table_of_labels_in_parquet(tmp_path, as_labels):
+    for name in ("a.png", "deep/b.png", "other.png"):
+        save(tmp_path / name, pixels(0, 2, 2, 3))
+    labels = [as_labels(7), as_labels(3)]
+    columns = pyarrow.table({"path": ["a.png", "deep/b.png"], "label": labels})
+    parquet.write_table(columns, str(tmp_path / "labels.parquet"))
+    data = from_folder(tmp_path, (2, 2), labels=tmp_path / "labels.parquet")
+    assert data.names == ("a.png", "deep/b.png")
+    assert data.class_names == ("3", "7") and data.labels.tolist() == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"path": ["a.png"], "label": [None]}, "label strings or integers"),
+        ({"path": ["a.png"], "label": [0.5]}, "label strings or integers"),
+        ({"path": ["a.png"]}, "can't be read as Parquet with the columns path and label"),
+        ({"path": ["a.png", "a.png"], "label": [1, None]}, "row 2 .* has no path or no label"),
+        ({"path": ["../a.png"], "label": [1]}, r"row 1 .* relative to data\.directory"),
+    ],
+)
+def test_parquet_that_is_no_table_of_labels(tmp_path, columns, message):
+    save(tmp_path / "a.png", pixels(0, 2, 2, 3))
+    parquet.write_table(pyarrow.table(columns), str(tmp_path / "labels.parquet"))
+    with pytest.raises(UserError, match=message):
+        from_folder(tmp_path, (2, 2), labels=tmp_path / "labels.parquet")
+    content = (tmp_path / "labels.parquet").read_bytes()
+    (tmp_path / "labels.parquet").write_bytes(content[: len(content) // 2])
+    with pytest.raises(UserError, match="can't be read as Parquet"):
+        from_folder(tmp_path, (2, 2), labels=tmp_path / "labels.parquet")
 
 
 @pytest.mark.parametrize(

@@ -83,3 +83,12 @@ def test_numeric_modules_import_alone(name):
         assert "scipy.optimize" not in loaded  # half a second, for what few call
     layers = {"config", "pipeline", "data", "report", "training", "runtime"}
     assert not loaded & {f"retrieval_jax.{layer}" for layer in layers}
+
+
+def test_a_query_imports_little():
+    """Each of these takes as long to import as a query may take in all."""
+    code = "import sys, retrieval_jax.main, retrieval_jax.photos.command; print(*sys.modules)"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = set(run.stdout.split())
+    assert "retrieval_jax.photos.index" in loaded
+    assert not loaded & {"flax", "grain", "orbax", "optax", "pyarrow", "ml_collections", "sklearn"}

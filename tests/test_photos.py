@@ -22,7 +22,6 @@ from retrieval_jax.models import Network
 from retrieval_jax.photos import PhotoIndex, export, store
 from retrieval_jax.photos.duplicates import mirrored
 from retrieval_jax.photos.encoders import Encoder, ready_embeddings
-from retrieval_jax.photos.export import FORMS
 from retrieval_jax.photos.reading import perceptual_hash
 from retrieval_jax.runtime.errors import UserError
 from retrieval_jax.runtime.model_file import save_model
@@ -453,7 +452,7 @@ def test_clusters_as_page_table_and_links(index, tmp_path, capsys):
 def test_exports_are_read_by_other_programs(index, tmp_path):
     content = index.content
     paths, rows = content.photos.paths, content.rows.astype(np.float32)
-    for form in FORMS:
+    for form in ("numpy", "projector", "parquet", "faiss"):
         assert (
             main(["export", str(index._directory), "--to", form, "--output", f"{tmp_path}/{form}"])
             == 0
@@ -474,6 +473,38 @@ def test_exports_are_read_by_other_programs(index, tmp_path):
     names = (tmp_path / "faiss" / "photos.txt").read_text().splitlines()
     for row, ids in zip(rows[:3], found, strict=True):
         assert [names[i] for i in ids] == index.nearest(row, 4, probes=None).paths
+
+
+def test_an_encoder_is_exported_as_a_program(tmp_path, capsys):
+    model = Network(ConvolutionalEncoder((4,), 8))
+    image = jnp.zeros((1, 16, 24, 3))
+    variables = jax.device_get(jax.jit(model.init)(jax.random.key(0), image))
+    embedder = Embedder.from_state(model, variables, normalize=True)
+    by_network = Encoder({"kind": "run"}, (16, 24, 3), False, lambda batch: embedder)
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    picture(0).save(photos / "a.png")
+    index, _ = PhotoIndex.create(tmp_path / "index", photos, encoder=by_network, clusters=1)
+    export.export(index, "jax", tmp_path / "program")
+    images = np.random.default_rng(0).integers(0, 256, (5, 16, 24, 3), np.uint8)
+    content = (tmp_path / "program" / "embedder.stablehlo").read_bytes()
+    program = jax.export.deserialize(bytearray(content))
+    assert program.platforms == ("cpu", "cuda", "tpu")
+    np.testing.assert_allclose(program.call(images), embedder(images), atol=1e-6)
+    np.testing.assert_allclose(program.call(images[:1]), embedder(images)[:1], atol=1e-6)
+    described = json.loads((tmp_path / "program" / "embedder.json").read_text())
+    assert described == {"input": ["n", 16, 24, 3], "type": "uint8", "resize": "squeeze"}
+
+
+def test_what_can_not_be_exported_is_said_and_leaves_nothing(folder, tmp_path):
+    index, _ = PhotoIndex.create(tmp_path / "index", folder, encoder=ENCODER, clusters=5)
+    with pytest.raises(UserError, match="kind function, can't be exported: only networks of JAX"):
+        export.export(index, "jax", tmp_path / "program")
+    index.content.photos.paths[-1] = "of/a/run.png"  # links that fail half-way
+    with pytest.raises(UserError, match="no absolute path"):
+        export.links(index, tmp_path / "links")
+    for place in ("program", "links"):
+        assert list((tmp_path / place).iterdir()) == []
 
 
 @pytest.mark.parametrize(

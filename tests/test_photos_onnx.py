@@ -10,7 +10,7 @@ from test_photos import picture
 
 from retrieval_jax.main import main
 from retrieval_jax.photos import PhotoIndex, encoders, store
-from retrieval_jax.photos.onnx_encoder import Preparation, prepared
+from retrieval_jax.photos.onnx_encoder import Network, Preparation, prepared
 from retrieval_jax.runtime.errors import UserError
 
 MEAN, DEVIATION = (0.5, 0.4, 0.3), (0.2, 0.25, 0.5)
@@ -69,20 +69,20 @@ def test_a_network_is_applied_to_prepared_images(tmp_path, made):
 def test_preparation_is_read_beside_the_file_and_what_is_given_goes_first(tmp_path):
     file = network(tmp_path / "means.onnx", shape=("n", 3, "h", "w"))
     with pytest.raises(UserError, match="give --size"):
-        prepared(file)
+        prepared(Network(file))
     config = {"image_mean": MEAN, "image_std": DEVIATION, "crop_size": {"height": 48, "width": 32}}
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(config))
-    assert prepared(file) == Preparation((48, 32), MEAN, DEVIATION)
+    assert prepared(Network(file)) == Preparation((48, 32), MEAN, DEVIATION)
     half = (0.5, 0.5, 0.5)
-    assert prepared(file, (16, 16), half) == Preparation((16, 16), half, DEVIATION)
+    assert prepared(Network(file), (16, 16), half) == Preparation((16, 16), half, DEVIATION)
     fixed = network(tmp_path / "fixed.onnx")
-    assert prepared(fixed).size == (32, 32)
+    assert prepared(Network(fixed)).size == (32, 32)
     with pytest.raises(UserError, match="takes 32 × 32"):
-        prepared(fixed, (16, 16))
+        prepared(Network(fixed), (16, 16))
     for wrong in ("[1]", "{", '{"image_mean": [1, 2]}', '{"size": {"height": "x", "width": 2}}'):
         (tmp_path / "preprocessor_config.json").write_text(wrong)
         with pytest.raises(UserError, match="preprocessor_config.json"):
-            prepared(file)
+            prepared(Network(file))
 
 
 def test_an_index_by_the_command(tmp_path, capsys):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import os
 import warnings
@@ -18,6 +17,7 @@ import numpy as np
 from retrieval_jax.data.cache import cached
 from retrieval_jax.data.decode import MODES, DecodeError, decode, is_image, kind_of_file
 from retrieval_jax.data.images import ImageSet, LazyImages, describe_images, digests
+from retrieval_jax.data.label_table import read_table
 from retrieval_jax.data.remote import fetched
 from retrieval_jax.runtime.errors import UserError, printable, reason
 from retrieval_jax.runtime.memory import require
@@ -61,7 +61,8 @@ def from_folder(
         (see `cached`) until a file changes.
       class_depth: which folder on the way to an image is its class; 0: there is one, or none.
       labels: a CSV file, UTF-8, whose first line names the columns "path", relative to the
-        directory, and "label". It alone says which images there are; "" for none.
+        directory, and "label", or a .parquet with these columns. It alone says which images there
+        are; "" for none.
 
     Returns:
       The image set; names that aren't UTF-8, and characters that don't print, are escaped.
@@ -82,7 +83,7 @@ def from_folder(
     if not root.is_dir():
         raise UserError(f"{shown} is not a folder: give the folder that holds the images")
     files = _walk(root)
-    table = None if labels == "" else _read_table(fetched(labels), root)
+    table = None if labels == "" else read_table(fetched(labels), root)
     listed = _layout(files, root, class_depth) if table is None else _from_table(table, files)
     paths = [root / name for name in listed.files]
 
@@ -273,47 +274,6 @@ def _from_table(table: dict[str, str], found: _Files) -> _Listed:
     return _Listed(
         files, labels, tuple(map(printable, classes)), (*_unused(found, files + left), *notes)
     )
-
-
-def _read_table(path: Path, root: Path) -> dict[str, str]:
-    """File, relative to the folder → its label."""
-    shown = printable(str(path))
-    if not path.is_file():
-        raise UserError(f"data.labels names {shown}, which is not a file: give a CSV file")
-    table: dict[str, str] = {}
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = csv.DictReader(file)
-            if not {"path", "label"} <= set(rows.fieldnames or ()):
-                raise UserError(
-                    f"the first line of {shown} must name the columns path and label, it is "
-                    f"{printable(','.join(rows.fieldnames or ()))[:80]!r}"
-                )
-            for row in rows:
-                at = f"line {rows.line_num} of {shown}"
-                name, label = row["path"], row["label"]
-                if not name or not label:
-                    raise UserError(f"{at} has no path or no label: complete it or remove it")
-                name = os.path.normpath(name).replace(os.sep, "/")
-                if name.startswith(("/", "../")) or "\0" in name:
-                    raise UserError(
-                        f"{at} names {printable(name)[:80]!r}: paths are relative to data.directory"
-                    )
-                if name in table:
-                    raise UserError(f"{at} repeats {printable(name)}: an image has one label")
-                if not os.path.lexists(root / name):
-                    raise UserError(
-                        f"{at} names {printable(name)[:80]!r}, which isn't in "
-                        f"{printable(str(root))}: correct the path or remove the line"
-                    )
-                table[name] = label
-    except (OSError, ValueError, csv.Error) as error:
-        raise UserError(
-            f"{shown} can't be read as CSV in UTF-8 ({reason(error)}): save it as that"
-        ) from error
-    if not table:
-        raise UserError(f"{shown} lists no image: give a line for each")
-    return table
 
 
 def _unused(found: _Files, claimed: Sequence[str]) -> list[str]:

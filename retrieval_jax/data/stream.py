@@ -15,7 +15,7 @@ _PART = 16  # images that a thread reads at a time, enough to hide Grain's overh
 def batches(
     images: np.ndarray | LazyImages, order: np.ndarray, batch: int, start: int = 0
 ) -> Iterator[np.ndarray]:
-    """Yields images in the given order, one batch at a time, with the next two read ahead.
+    """Yields images in the given order, one batch at a time; lazy ones are read two batches ahead.
 
     One thread per CPU core shares in reading every batch; decoders of large images release the GIL.
     Nothing needs to be saved to resume: the same order and another `start` give the same batches
@@ -36,6 +36,10 @@ def batches(
       >>> [part.ravel().tolist() for part in batches(images, order, 2, start=1)]
       [[2, 1], [3]]
     """
+    if not isinstance(images, LazyImages):  # there is nothing to wait for
+        for first in range(start * batch, len(order), batch):
+            yield images[order[first : first + batch]]
+        return
     import grain  # as slow to import as JAX, so not at the start of every run
 
     parts = -(-batch // _PART)  # per batch

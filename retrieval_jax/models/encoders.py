@@ -8,6 +8,8 @@ defaults are the config's keys; of those without, it gets what it names of
     axis_name  the mapped axis of devices, for BatchNorm over the whole batch
     dtype      what to compute in (`training.precision`)
     channels   of the images
+
+A module with a method `initial` starts training from the parameters that it returns.
 """
 
 from __future__ import annotations

@@ -97,7 +97,7 @@ def _parser(command: str) -> argparse.ArgumentParser:
         form.add_argument("--csv", metavar="FILE", help="write path, cluster and distance")
         form.add_argument("--links", metavar="DIR", help="make a folder of links for each")
     if command == "export":
-        parser.add_argument("--to", choices=list(FORMS), required=True)
+        parser.add_argument("--to", choices=FORMS, required=True)
         parser.add_argument("--output", required=True, metavar="DIR", help="new directory")
     if command in ("query", "duplicates"):
         form = parser.add_mutually_exclusive_group()

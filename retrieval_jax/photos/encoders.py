@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import numpy as np
 from etils import epath
-from flax.traverse_util import unflatten_dict
 
-from retrieval_jax.embedder import Embedder
-from retrieval_jax.models.efficientnet_lite0 import SIZE, EfficientNetLite0
-from retrieval_jax.models.lite0_weights import SHA256, lite0_params
-from retrieval_jax.photos.onnx_encoder import embedder, prepared, size_of, three
+from retrieval_jax.data.lite0_weights import SHA256, SIZE, lite0_params
+from retrieval_jax.photos import lite0_program, onnx_encoder
+from retrieval_jax.photos.onnx_encoder import size_of, three
 from retrieval_jax.runtime.errors import UserError, printable, reason
 from retrieval_jax.runtime.files import as_path, map_array, read_arrays
 from retrieval_jax.runtime.memory import require
-from retrieval_jax.runtime.model_file import TENSORS, read_description
 from retrieval_jax.runtime.origins import file_checksum
+
+if TYPE_CHECKING:  # with Flax it takes as long to import as all else that a query needs
+    from retrieval_jax.embedder import Embedder
 
 _PRETRAINED, _RUN, _FUNCTION, READY = "efficientnet_lite0", "run", "function", "embeddings"
 _ONNX = "onnx"
@@ -35,12 +36,15 @@ class Encoder(NamedTuple):
       shape: (h, w, c) of the images that it takes.
       crop: whether photos keep their aspect ratio and are cropped, or are squeezed as in a run.
       embedder: images per call → `Embedder`.
+      single: makes a function of one image [1, h, w, c] that is ready sooner than `embedder(1)`;
+        None where there is none.
     """
 
     description: dict[str, Any]
     shape: tuple[int, int, int]
     crop: bool
     embedder: Callable[[int], Embedder]
+    single: Callable[[], Callable[[np.ndarray], np.ndarray]] | None = None
 
 
 def pretrained() -> Encoder:
@@ -49,14 +53,21 @@ def pretrained() -> Encoder:
     Raises:
       UserError: its weights aren't installed.
     """
-    variables = {"params": unflatten_dict(lite0_params(), sep="/")}
+    params = lite0_params()
+
+    def embedder(batch: int) -> Embedder:
+        from retrieval_jax.embedder import Embedder
+        from retrieval_jax.models.lite0 import EfficientNetLite0, nested
+
+        variables = nested(params)
+        return Embedder.from_state(EfficientNetLite0(), variables, normalize=True, batch=batch)
+
     return Encoder(
         {"kind": _PRETRAINED, "sha256": SHA256},
         (SIZE, SIZE, 3),
         True,
-        lambda batch: Embedder.from_state(
-            EfficientNetLite0(), variables, normalize=True, batch=batch
-        ),
+        embedder,
+        partial(lite0_program.single, params),
     )
 
 
@@ -66,6 +77,8 @@ def of_run(workdir: str) -> Encoder:
     Raises:
       UserError: it isn't one.
     """
+    from retrieval_jax.runtime.model_file import TENSORS, read_description  # Flax again
+
     directory = as_path(workdir)
     height, width, channels = read_description(directory)["image_shape"]
     try:
@@ -75,12 +88,18 @@ def of_run(workdir: str) -> Encoder:
             f"{printable(str(directory / TENSORS))} can't be read ({reason(error)}); name the "
             "workdir of a finished run"
         ) from error
+
+    def embedder(batch: int) -> Embedder:
+        from retrieval_jax.embedder import Embedder
+
+        return Embedder.from_run(directory, batch=batch)
+
     place = str(directory) if "://" in workdir else str(Path(directory).absolute())
     return Encoder(
         {"kind": _RUN, "workdir": place, "crc32": crc32},
         (height, width, channels),
         False,
-        lambda batch: Embedder.from_run(directory, batch=batch),
+        embedder,
     )
 
 
@@ -104,12 +123,13 @@ def of_function(name: str) -> Encoder:
         ) from error
     finally:
         sys.path.remove("")
-    return Encoder(
-        {"kind": _FUNCTION, "name": name},
-        (SIZE, SIZE, 3),
-        True,
-        lambda batch: Embedder.from_function(function, batch=batch),
-    )
+
+    def embedder(batch: int) -> Embedder:
+        from retrieval_jax.embedder import Embedder
+
+        return Embedder.from_function(function, batch=batch)
+
+    return Encoder({"kind": _FUNCTION, "name": name}, (SIZE, SIZE, 3), True, embedder)
 
 
 def of_onnx(
@@ -125,14 +145,15 @@ def of_onnx(
         isn't said beside it.
     """
     place = Path(file).absolute()
-    known = prepared(place, size, mean, deviation)
+    network = onnx_encoder.Network(place)
+    known = onnx_encoder.prepared(network, size, mean, deviation)
     description = {
         "kind": _ONNX,
         "file": str(place),
         "crc32": file_checksum(epath.Path(place)),
         **{name: list(value) for name, value in known._asdict().items()},
     }
-    return Encoder(description, (*known.size, 3), True, embedder(place, known))
+    return Encoder(description, (*known.size, 3), True, onnx_encoder.embedder(network, known))
 
 
 def _described_onnx(description: dict[str, Any]) -> Encoder:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -34,7 +36,8 @@ def export(index: PhotoIndex, form: str, directory: str | Path) -> None:
         line. "projector": `tensors.tsv`, `metadata.tsv` and `projector_config.pbtxt`, which
         TensorBoard's projector opens. "parquet": `embeddings.parquet` with the columns path,
         cluster and embedding. "faiss": `photos.faiss`, an `IndexFlatIP`, whose ids are the lines
-        of `photos.txt`, from 0.
+        of `photos.txt`, from 0. "jax": `embedder.stablehlo`, which `jax.export.deserialize` reads,
+        and `embedder.json` with the size of its images.
       directory: new or empty.
 
     Raises:
@@ -42,7 +45,10 @@ def export(index: PhotoIndex, form: str, directory: str | Path) -> None:
         break and the form can't hold it.
     """
     with _new(Path(directory)) as target:
-        FORMS[form](index.content, target)
+        if form == _PROGRAM:
+            _jax(index, target)
+        else:
+            _FORMS[form](index.content, target)
 
 
 def links(index: PhotoIndex, directory: str | Path) -> None:
@@ -131,23 +137,47 @@ def _faiss(content: Content, target: Path) -> None:
     (target / "photos.txt").write_bytes(names)
 
 
-FORMS: dict[str, Callable[[Content, Path], None]] = {
+def _jax(index: PhotoIndex, target: Path) -> None:
+    encoder = index.encoder
+    built = encoder.embedder(1)
+    try:
+        program = built.exported(encoder.shape)
+    except ValueError as error:
+        kind = encoder.description["kind"]
+        raise UserError(f"the encoder, of kind {kind}, can't be exported: {error}") from error
+    (target / "embedder.stablehlo").write_bytes(program)
+    height, width, channels = encoder.shape
+    described = {
+        "input": ["n", height, width, channels],
+        "type": "uint8",
+        "resize": "short side, then centre crop" if encoder.crop else "squeeze",
+    }
+    (target / "embedder.json").write_text(json.dumps(described, indent=1))
+
+
+_PROGRAM = "jax"
+_FORMS: dict[str, Callable[[Content, Path], None]] = {
     "numpy": _numpy,
     "projector": _projector,
     "parquet": _parquet,
     "faiss": _faiss,
 }
+FORMS = (*_FORMS, _PROGRAM)
 
 
 @contextmanager
 def _new(directory: Path) -> Iterator[Path]:
+    """A place to fill, whose content is moved into the directory once it is whole."""
     with in_one_sentence(epath.Path(directory)):
         directory.mkdir(parents=True, exist_ok=True)
         if any(directory.iterdir()):
             raise UserError(
                 f"{printable(str(directory))} holds files already: give a new directory"
             )
-        yield directory
+        with TemporaryDirectory(prefix=".unfinished-", dir=directory) as place:
+            yield Path(place)
+            for made in sorted(Path(place).iterdir()):
+                made.replace(directory / made.name)
 
 
 def _lines(paths: list[str]) -> bytes:

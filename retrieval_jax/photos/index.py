@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -14,8 +14,6 @@ import jax
 import numpy as np
 from etils import epath
 
-from retrieval_jax.embedder import Embedder
-from retrieval_jax.kmeans import kmeans
 from retrieval_jax.photos import encoders, store
 from retrieval_jax.photos.duplicates import Duplicates, find_duplicates
 from retrieval_jax.photos.encoders import Encoder
@@ -228,7 +226,7 @@ class PhotoIndex:
             path = os.path.abspath(image)
             if path in content.photos.paths:
                 return content.rows[content.photos.paths.index(path)].astype(np.float32)
-        encoder = self._known_encoder
+        encoder = self.encoder
         pixels = pixels_of(image if isinstance(image, bytes) else Path(image), encoder)
         vector = self._embedder(pixels[None])[0]
         if vector.shape != content.rows.shape[1:]:
@@ -384,12 +382,18 @@ class PhotoIndex:
         return find_duplicates(store.read(self._directory, whole=True), threshold)
 
     @cached_property
-    def _known_encoder(self) -> Encoder:
+    def encoder(self) -> Encoder:
+        """What made the embeddings.
+
+        Raises:
+          UserError: it is gone, has changed, or must be given.
+        """
         return self._encoder or encoders.of_index(self._content.encoder)
 
     @cached_property
-    def _embedder(self) -> Embedder:
-        return self._known_encoder.embedder(1)
+    def _embedder(self) -> Callable[[np.ndarray], np.ndarray]:
+        encoder = self.encoder
+        return encoder.embedder(1) if encoder.single is None else encoder.single()
 
     @contextmanager
     def _changing(self) -> Iterator[store.Content]:
@@ -403,7 +407,7 @@ class PhotoIndex:
         if not paths:
             empty = self._content.photos.take(np.zeros(0, int))
             return Embedded(empty, self._content.rows[:0], [])
-        found = embedded(paths, self._known_encoder, self._directory / "parts")
+        found = embedded(paths, self.encoder, self._directory / "parts")
         if found.rows.shape[1] != self._content.rows.shape[1]:
             raise UserError(
                 f"the encoder gives {found.rows.shape[1]} features and the index holds "
@@ -450,6 +454,8 @@ def _clustered(rows: np.ndarray, clusters: int | None) -> tuple[np.ndarray, np.n
     k = min(clusters or max(1, round(n**0.5)), n)  # some files may have been unreadable
     rng = np.random.default_rng(0)
     some = rows if n <= _FITTED else rows[np.sort(rng.choice(n, _FITTED, replace=False))]
+    from retrieval_jax.kmeans import kmeans  # not for a query
+
     found = kmeans(
         jax.random.key(0), some.astype(np.float32), k, restarts=1, max_iterations=25, spherical=True
     )

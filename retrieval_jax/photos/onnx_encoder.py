@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from etils import epath
 
-from retrieval_jax.embedder import Embedder
 from retrieval_jax.runtime.errors import UserError, printable, reason
 from retrieval_jax.runtime.files import read_json
+
+if TYPE_CHECKING:
+    from retrieval_jax.embedder import Embedder
 
 _PREFERRED = ("image_embeds", "pooler_output")  # what exports of CLIP, SigLIP and DINOv2 call it
 _TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
@@ -32,7 +34,7 @@ class Preparation(NamedTuple):
 
 
 def prepared(
-    file: Path,
+    network: Network,
     size: tuple[int, int] | None = None,
     mean: tuple[float, ...] | None = None,
     deviation: tuple[float, ...] | None = None,
@@ -40,15 +42,15 @@ def prepared(
     """What is given, and for the rest what the files say.
 
     The size is that of the network's input where it is fixed. The others are read from
-    `preprocessor_config.json` beside the file, which exporters of Hugging Face's models write.
+    `preprocessor_config.json` beside its file, which exporters of Hugging Face's models write.
 
     Raises:
       UserError: one isn't known, or differs from the fixed size.
     """
-    shown, fixed = printable(str(file)), _Network(file).size
+    shown, fixed = network.shown, network.size
     if fixed and size and fixed != size:
         raise UserError(f"--size is {size[0]} and {shown} takes {fixed[0]} × {fixed[1]}")
-    said = _preprocessor(file.parent / "preprocessor_config.json")
+    said = _preprocessor(network.file.parent / "preprocessor_config.json")
     size, mean, deviation = fixed or size or said[0], mean or said[1], deviation or said[2]
     if size is None or mean is None or deviation is None:
         flags = {"--size": size, "--mean": mean, "--deviation": deviation}
@@ -60,15 +62,12 @@ def prepared(
     return Preparation(size, mean, deviation)
 
 
-def embedder(file: Path, preparation: Preparation) -> Callable[[int], Embedder]:
-    """Images per call → `Embedder`; the file is loaded when it is called.
-
-    Raises:
-      UserError: then, if onnxruntime isn't installed or the network isn't one of images.
-    """
+def embedder(network: Network, preparation: Preparation) -> Callable[[int], Embedder]:
+    """Images per call → `Embedder`."""
 
     def of_batch(batch: int) -> Embedder:
-        network = _Network(file)
+        from retrieval_jax.embedder import Embedder
+
         mean, deviation = (np.array(value, np.float32) for value in preparation[1:])
 
         def embed(images: np.ndarray) -> np.ndarray:
@@ -79,17 +78,29 @@ def embedder(file: Path, preparation: Preparation) -> Callable[[int], Embedder]:
     return of_batch
 
 
-class _Network:
-    """A session, its input and the output that is the embedding."""
+class Network:
+    """A session, its input and the output that is the embedding.
+
+    Attributes:
+      file: where it comes from.
+      shown: the same, to print.
+      size: (height, width) of its input; None where any will do.
+    """
 
     def __init__(self, file: Path) -> None:
+        """Loads it.
+
+        Raises:
+          UserError: onnxruntime isn't installed, or the network isn't one of images.
+        """
         try:
             import onnxruntime
         except ImportError as error:
             raise UserError(
                 "an encoder in ONNX needs onnxruntime: pip install 'retrieval-jax[onnx]'"
             ) from error
-        self.shown = shown = printable(str(file))
+        self.file, self.shown = file, printable(str(file))
+        shown = self.shown
         if not file.is_file():
             raise UserError(f"{shown} is no file: give an ONNX file as --encoder")
         try:
@@ -127,6 +138,7 @@ class _Network:
         self.output = names[0]
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
+        """Embeddings [n, d] of prepared images [n, h, w, c]."""
         if not self.last:
             images = images.transpose(0, 3, 1, 2)
         images = np.ascontiguousarray(images, _TYPES[self.input.type])

@@ -15,7 +15,6 @@ from PIL import Image
 
 from retrieval_jax.data.decode import DecodeError, decode, header_size, is_image, kind_of_file
 from retrieval_jax.data.images import LazyImages
-from retrieval_jax.embedder import Embedder
 from retrieval_jax.photos.encoders import Encoder, batch_size
 from retrieval_jax.photos.store import Photos
 from retrieval_jax.runtime.errors import UserError, printable, reason
@@ -195,6 +194,8 @@ def embedded(paths: list[Path], encoder: Encoder, keep: Path) -> Embedded:
 
 def described(paths: list[Path], vectors: np.ndarray) -> Embedded:
     """The same for files whose embeddings, float32 [n, d], are there already."""
+    from retrieval_jax.embedder import Embedder  # slow to import: not for a query
+
     files = _Files(paths, (224, 224, 3), True)
     read = Embedder.from_function(lambda images: images[:, 0, 0, :1], batch=64)
     read(LazyImages(files.read, np.arange(len(paths)), files.shape))

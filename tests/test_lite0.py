@@ -6,11 +6,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from etils import epath
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from retrieval_jax.models import lite0_weights
-from retrieval_jax.models.efficientnet_lite0 import EfficientNetLite0, depthwise
-from retrieval_jax.models.lite0_weights import checkpoint, lite0_params, read_checkpoint
+from retrieval_jax import build, config, pipeline
+from retrieval_jax.data import lite0_weights
+from retrieval_jax.data.images import ImageSet
+from retrieval_jax.data.lite0_weights import checkpoint, lite0_params, read_checkpoint
+from retrieval_jax.embedder import Embedder
+from retrieval_jax.models.lite0 import EfficientNetLite0, depthwise, efficientnet_lite0, halving
+from retrieval_jax.photos import lite0_program
 from retrieval_jax.runtime.errors import UserError
 
 pytestmark = pytest.mark.skipif(
@@ -106,6 +111,14 @@ def test_a_sum_of_shifted_images_is_the_convolution(size, stride):
     np.testing.assert_allclose(found[0], plain_convolution(x[0], kernel, stride, 4), atol=1e-5)
 
 
+@pytest.mark.parametrize("shape", [(9, 12, 3), (8, 7, 3)])
+def test_the_first_convolution_is_one(shape):
+    rng = np.random.default_rng(5)
+    x, kernel = rng.normal(size=shape), rng.normal(size=(4, 3, 3, 3))
+    found = halving(jnp.asarray(x[None], jnp.float32), jnp.asarray(kernel.transpose(2, 3, 1, 0)))
+    np.testing.assert_allclose(found[0], plain_convolution(x, kernel, 2), atol=1e-5)
+
+
 @pytest.mark.fast
 def test_only_the_known_file_is_read(tmp_path):
     other = tmp_path / "weights.pth"
@@ -133,6 +146,26 @@ def test_weights_that_are_not_installed_are_named(monkeypatch):
     monkeypatch.setattr(lite0_weights, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"retrieval-jax\[photos\]"):
         checkpoint()
+
+
+def test_a_query_takes_the_kept_program_and_makes_a_damaged_one_again(
+    variables, tmp_path, monkeypatch
+):
+    params = lite0_params()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    image = np.random.default_rng(4).integers(0, 256, (1, 224, 224, 3), np.uint8)
+    found = lite0_program.single(params)(image)
+    model = EfficientNetLite0()
+    expected = jax.jit(lambda v, x: model.apply(v, x, method="embed"))(variables, image / 255)
+    np.testing.assert_allclose(found, expected / np.linalg.norm(expected), atol=1e-5)
+    (file,) = tmp_path.rglob("*.npz")
+    kept, traced = file.read_bytes(), lite0_program._traced
+    monkeypatch.setattr(lite0_program, "_traced", None)
+    np.testing.assert_array_equal(lite0_program.single(params)(image), found)
+    file.write_bytes(kept[: len(kept) // 2])
+    monkeypatch.setattr(lite0_program, "_traced", traced)
+    np.testing.assert_array_equal(lite0_program.single(params)(image), found)
+    assert len(file.read_bytes()) == len(kept)
 
 
 @pytest.mark.skipif(find_spec("torch") is None, reason="without torch")
@@ -188,3 +221,73 @@ def test_the_features_are_those_of_torch(variables):
         expected = torch_network(read_checkpoint(checkpoint()), torch.from_numpy(normalized))
     embed = jax.jit(lambda v, x: EfficientNetLite0().apply(v, x, method="embed"))
     np.testing.assert_allclose(embed(variables, images), expected.numpy(), atol=1e-4)
+
+
+IMAGES = np.random.default_rng(3).integers(0, 256, (56, 8, 8, 1), np.uint8)
+
+
+def experiment(epochs, weight=1.0, **keys):
+    """Grey images of two classes, by this encoder."""
+    c = config.default()
+    c.model.encoder.name = "efficientnet_lite0"
+    c.model.encoder.efficientnet_lite0.update({"size": 32, **keys})
+    c.objective.reconstruction.weight, c.objective.classification.weight = 0.0, weight
+    c.training.epochs, c.training.batch_size, c.optimizer.learning_rate = epochs, 24, 1e-4
+    c.data.queries, c.data.validation_fraction = 8, 0.0
+    c.clustering.k, c.retrieval.neighbours, c.report.tsne_points = 2, 5, 0
+    labels = np.arange(len(IMAGES), dtype=np.int32) % 2
+    data = ImageSet(IMAGES, labels, ("even", "odd"), "noise")
+    return build.experiment(c)._replace(load_images=lambda: data)
+
+
+def pretrained_features(variables, images):
+    """What the network itself gives for them, made grey in three channels and resized."""
+    scaled = np.repeat(images.astype(np.float32) / 255, 3, -1)
+    resized = jax.image.resize(scaled, (len(images), 32, 32, 3), "bilinear")
+    return jax.jit(EfficientNetLite0().apply, static_argnames="method")(
+        variables, resized, method="embed"
+    )
+
+
+def test_a_run_without_epochs_embeds_by_the_pretrained_network(tmp_path, variables):
+    results = pipeline.run(experiment(0, weight=0.0), epath.Path(tmp_path), [])
+    assert (results.training.epochs, results.training.history) == (0, ())
+    found = np.load(tmp_path / "embeddings.npz")["queries"]
+    images = IMAGES[np.load(tmp_path / "neighbours.npz")["queries"]]
+    np.testing.assert_allclose(found, pretrained_features(variables, images), atol=1e-4)
+
+
+def test_it_is_fine_tuned_from_there_and_the_run_embeds_alone(tmp_path, variables, monkeypatch):
+    tuned, workdir = experiment(1), epath.Path(tmp_path)
+    data, parts, recipe = pipeline.load(tuned)
+    trained = pipeline.fit(tuned, workdir, data, parts, recipe, 0.0)
+    assert trained.history[0]["step"] == 2 and np.isfinite(trained.history[0]["fit"]["loss"])
+    own = tuned.initial["network"]["stem"]["kernel"]
+    moved = np.abs(trained.state.params["encoder"]["network"]["stem"]["kernel"] - own)
+    assert 0 < moved.max() < 1e-3  # two steps of Adam at that rate
+    monkeypatch.setattr(lite0_weights, "lite0_params", None)  # a run has its own
+    found = Embedder.from_run(tmp_path)(IMAGES[:8])
+    changed = {"params": trained.state.params["encoder"]["network"]}
+    np.testing.assert_allclose(found, pretrained_features(changed, IMAGES[:8]), atol=1e-4)
+
+
+@pytest.mark.fast
+def test_its_keys_and_its_weights_are_checked_before_anything_starts(tmp_path, monkeypatch):
+    with pytest.raises(UserError, match=r"encoder\.efficientnet_lite0\.size must be at least 32"):
+        experiment(1, size=31)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(lite0_weights, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"retrieval-jax\[photos\]"):
+        experiment(1)
+    assert experiment(1, pretrained=False).initial == {}
+
+
+@pytest.mark.fast
+def test_it_computes_in_bfloat16_with_parameters_in_float32():
+    model = efficientnet_lite0(dtype=jnp.bfloat16, channels=3, size=32)
+    image = jax.ShapeDtypeStruct((2, 16, 16, 3), jnp.float32)
+    text = str(jax.make_jaxpr(lambda x: model.init_with_output(jax.random.key(0), x))(image))
+    assert "bf16[2,16,16,32]" in text and "f32[2,16,16,32]" not in text
+    found, variables = jax.eval_shape(model.init_with_output, jax.random.key(0), image)
+    assert (found.shape, found.dtype) == ((2, 1280), jnp.float32)
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}

