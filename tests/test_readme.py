@@ -67,11 +67,13 @@ def test_every_block_of_python_runs(page, tmp_path, monkeypatch, capsys):
         embed = Embedder.from_run("digits patches", encoder=names["patches"])
         assert embed(np.zeros((3, 8, 8, 1), np.uint8)).shape == (3, 128)
         assert Path("runs/stripes/report.html").is_file()
+        printed = capsys.readouterr().out
+        assert re.search(r"^epochs of runs/printed\n\d+ [\d.]+\n.*\ndone\n", printed, re.M | re.S)
 
 
 @pytest.mark.fast
 def test_the_pages_have_examples():
-    assert len(blocks("README.md")) == 1 and len(blocks("docs/extend.md")) == 5
+    assert len(blocks("README.md")) == 1 and len(blocks("docs/extend.md")) == 6
 
 
 def test_the_npz_of_the_example_is_read(tmp_path, monkeypatch):

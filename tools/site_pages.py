@@ -49,7 +49,7 @@ REFERENCE = {
     "training": (
         "Training",
         ["training.step", "training.epoch", "training.loop", "training.checkpoints",
-         "training.optimizers", "training.monitor"],
+         "training.optimizers", "training.monitor", "training.trackers"],
     ),
     "probes": ("Probes", ["probes"]),
     "sklearn": ("scikit-learn", ["sklearn"]),
