@@ -74,3 +74,16 @@ def test_a_tutorial_is_small_and_without_outputs(notebook):
     assert "".join(code[0]["source"]).startswith("%pip install")
     for target in re.findall(r"\]\(([^)#]+)", "\n".join(cells(notebook, "markdown"))):
         assert (notebook.parent / target).exists(), f"{notebook.name} names {target}"
+
+
+def test_on_the_site_links_to_notebooks_are_pages_and_colab_opens_the_file():
+    pytest.importorskip("mkdocs")
+    from tools import site_pages
+
+    page = site_pages.on_page_markdown(
+        "[a](tutorials/loss.ipynb) "
+        + site_pages.notebook_page(TUTORIALS[0], "docs/tutorials/x.ipynb", "owner/name")
+    )
+    assert page.startswith("[a](tutorials/loss.md) # ") and "```python\n%pip install" in page
+    assert "google.com/github/owner/name/blob/main/docs/tutorials/x.ipynb)" in page
+    assert "Colab" not in site_pages.notebook_page(TUTORIALS[0], "x.ipynb", "")
