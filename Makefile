@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 RUNS   := runs/quickstart
 TPU    := .venv-tpu
 
-.PHONY: run test check bench docs chaos fuzz tpu-check format clean
+.PHONY: run test check bench docs dist chaos fuzz tpu-check format clean
 
 run: $(VENV)/installed
 	$(BIN)/python -m retrieval_jax run --config=configs/quickstart.py:vanilla --workdir=$(RUNS)/vanilla
@@ -32,6 +32,12 @@ docs: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
+# sdist and wheel, in dist/.
+dist: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[release]'
+	$(BIN)/hatchling build --clean
+	$(BIN)/twine check --strict dist/*
+
 chaos: $(VENV)/installed
 	$(BIN)/python -m tools.chaos
 	$(BIN)/python -m tools.faults
@@ -51,7 +57,7 @@ format: $(VENV)/installed
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) $(TPU) site .fuzz .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(TPU) site dist .fuzz .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 $(VENV)/installed: EXTRA := dev
 $(TPU)/installed: EXTRA := tpu-check

@@ -11,7 +11,7 @@ itself costs nothing to import:
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # Where each public name is; None for a module.
 _PLACES = {

@@ -31,6 +31,7 @@ from retrieval_jax.training import monitor, views
 from retrieval_jax.training.epoch import Recipe
 from retrieval_jax.training.labels import Budget
 from retrieval_jax.training.optimizers import learning_rate
+from retrieval_jax.training.trackers import MLflow, Opener, TensorBoard, WandB, require
 
 
 class Sizes(NamedTuple):
@@ -91,6 +92,7 @@ def experiment(c: ConfigDict) -> Experiment:
         probes=c.retrieval.probes,
         examples=c.report.examples,
         tsne_points=c.report.tsne_points,
+        trackers=_trackers(c),
     )
 
 
@@ -99,6 +101,21 @@ def _budget(c: ConfigDict) -> Budget | None:
         return None
     typical = c.data.label_choice == "typical"
     return Budget(c.data.labels_per_class, c.data.label_fraction, typical)
+
+
+def _trackers(c: ConfigDict) -> dict[str, Opener]:
+    """What opens each tracker that the configuration names, by its name in messages."""
+    t, found = c.tracking, dict[str, Opener]()
+    about = {"name": c.name, "config": config.record(c)}
+    if t.tensorboard:
+        found["TensorBoard"] = TensorBoard
+    if t.wandb:
+        require("tracking.wandb", "wandb")
+        found["Weights & Biases"] = partial(WandB, project=t.wandb, **about)
+    if t.mlflow:
+        require("tracking.mlflow", "mlflow")
+        found["MLflow"] = partial(MLflow, experiment=t.mlflow, **about)
+    return found
 
 
 def load_images(c: ConfigDict) -> ImageSet:

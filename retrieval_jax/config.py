@@ -105,6 +105,12 @@ def default() -> ConfigDict:
     training.checkpoint_seconds = 300.0  # from a save to the next one inside an epoch
     training.profile_steps = 0  # steps of the first epoch traced into the workdir's profile/
 
+    # All but TensorBoard are packages of their own. A tracker that fails does not stop training.
+    c.tracking = tracking = section()
+    tracking.tensorboard = True  # event files in the workdir's tensorboard/
+    tracking.wandb = ""  # project of Weights & Biases that shows the run, too; "": none
+    tracking.mlflow = ""  # experiment of MLflow that shows the run, too; "": none
+
     c.optimizer = optimizer = choice("adamw", OPTIMIZERS)
     optimizer.learning_rate = 1e-3  # its peak
     optimizer.warmup_fraction = 0.0  # share of the updates in which the rate rises from 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,11 +18,12 @@ from retrieval_jax.runtime.origins import origin_of
 from retrieval_jax.runtime.workdir import check, claim, differences
 from retrieval_jax.training.epoch import Recipe
 from retrieval_jax.training.labels import Budget
+from retrieval_jax.training.trackers import Opener
 
 # What a finished run may change, whose stages are then done again; the rest decides the training.
 _LATER = ("name", "embedding", "clustering", "retrieval", "report")
 # What makes no difference to a result.
-_NEVER = ("compilation_cache", "distributed")
+_NEVER = ("compilation_cache", "distributed", "tracking")
 _OF_TRAINING = ("epochs", "checkpoint_seconds", "profile_steps")
 
 
@@ -64,6 +65,7 @@ class Experiment(NamedTuple):
     probes: bool  # whether a weighted kNN and a linear probe are scored too
     examples: int
     tsne_points: int
+    trackers: Mapping[str, Opener]  # of the training, by the names that messages give them
 
 
 def same(there: dict[str, Any], here: dict[str, Any]) -> bool:

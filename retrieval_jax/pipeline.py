@@ -279,7 +279,7 @@ def fit(
         fit_set,
         validation_set,
         Checkpoints(workdir / "checkpoints", experiment.checkpoint_seconds, origin),
-        MetricLog(workdir),
+        MetricLog(workdir, experiment.trackers),
         start_from=start_from,
         started=started,
         profile=Profile(workdir / "profile", experiment.profile_steps),

@@ -53,7 +53,7 @@ def test_every_config_builds_and_takes_a_step(file, tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (8, *shape), np.uint8)
     data = DataSet(images, np.arange(8, dtype=np.int32))
     checkpoints = Checkpoints(tmp_path / "checkpoints")
-    trained = train(recipe, data, data, checkpoints, MetricLog(tmp_path))
+    trained = train(recipe, data, data, checkpoints, MetricLog(tmp_path, {}))
     assert trained.state.step == 1
     assert np.isfinite(trained.history[0]["fit"]["loss"])
     assert set(trained.history[0]["fit"]) == {"loss", "reconstruction", "classification"}

@@ -50,6 +50,7 @@ def test_one_result_on_any_hosts_and_across_an_interruption(tmp_path):
     assert whole.wait() == [0] * 2, whole.said(0)
     # Reports and lines are the first process' alone.
     assert "epoch 2/2" in whole.said(0) and "epoch" not in whole.said(1)
+    assert len(list((tmp_path / "whole" / "tensorboard").iterdir())) == 1
 
     parts = Hosts(tmp_path / "parts", 2, 1, *SETTINGS)
     checkpoints = tmp_path / "parts" / "checkpoints"

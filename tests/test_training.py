@@ -112,7 +112,7 @@ def data_set(count, seed=0):
 def train_in(workdir, recipe, fit, validation, **options):
     workdir.mkdir(exist_ok=True)
     checkpoints = Checkpoints(workdir / "checkpoints")
-    return train(recipe, fit, validation, checkpoints, MetricLog(workdir), **options)
+    return train(recipe, fit, validation, checkpoints, MetricLog(workdir, {}), **options)
 
 
 def assert_same(tree, other):
@@ -205,7 +205,7 @@ def test_long_epochs_are_saved_inside(tmp_path):
     save = checkpoints.save
     checkpoints.save = lambda step, *rest: saved.append(step) or save(step, *rest)
     changed = small_recipe(Term(small), epochs=2)
-    train(changed, data_set(27), data_set(0), checkpoints, MetricLog(tmp_path))
+    train(changed, data_set(27), data_set(0), checkpoints, MetricLog(tmp_path, {}))
     assert saved == [1, 2, 3, 4, 5, 6]
 
 

@@ -29,7 +29,7 @@ _MEASURES = (
     "true neighbours",
 )
 # Keys that decide no score.
-_NO_MATTER = ("name", "seed", "compilation_cache", "distributed")
+_NO_MATTER = ("name", "seed", "compilation_cache", "distributed", "tracking")
 _MOST_NAMED = 4  # keys in the head of a column
 _MOST_DIFFERENCES = 12
 _LONGEST_HEAD = 80  # columns; a name has no bound

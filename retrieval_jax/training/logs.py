@@ -1,28 +1,40 @@
-"""The record of training: `metrics.jsonl`, a line per epoch, and TensorBoard event files."""
+"""The record of training: `metrics.jsonl`, a line per epoch, and the trackers."""
 
 from __future__ import annotations
 
 import json
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Mapping
 
 from etils import epath
-from tensorboardX import SummaryWriter
 
 from retrieval_jax.runtime import hosts
-from retrieval_jax.runtime.files import copy_files, is_remote, replacing
+from retrieval_jax.runtime.errors import reason
+from retrieval_jax.runtime.files import replacing
+from retrieval_jax.runtime.progress import say
+from retrieval_jax.training.trackers import Opener, Tracker
+
+_LOST = (
+    "  {name} failed ({reason}); training goes on without it, and metrics.jsonl has every epoch; "
+    "when the run is resumed, it gets what it lacks"
+)
 
 
 class MetricLog:
-    """Writes each epoch's row to `metrics.jsonl` and to event files under `tensorboard/`.
+    """Writes each epoch's row to `metrics.jsonl` and to trackers.
 
     A row is {"epoch", "step", "seconds", "fit": {name: mean}, "validation": {name: mean}}. With
     several processes the first alone writes.
     """
 
-    def __init__(self, workdir: epath.Path) -> None:
-        """A log in `workdir`, which `begin` opens."""
-        self._workdir, self._events = workdir, None
+    def __init__(self, workdir: epath.Path, trackers: Mapping[str, Opener]) -> None:
+        """A log in `workdir`, which `begin` opens.
+
+        Args:
+          workdir: of the run.
+          trackers: what opens each, by the name that a message gives it.
+        """
+        self._workdir, self._openers = workdir, trackers
+        self._open: dict[str, Tracker] = {}
 
     def begin(self, history: list[dict]) -> None:
         """Starts at `history`: the rows that a resumed run has, [] for a new one."""
@@ -30,46 +42,54 @@ class MetricLog:
             return
         self._lines = [json.dumps(row) + "\n" for row in history]
         self._write_lines()
-        # tensorboardX writes on this machine; from there each epoch is copied to an object store.
-        self._copied = tempfile.TemporaryDirectory() if is_remote(self._workdir) else None
-        # purge_step hides what an interrupted run wrote from its last whole epoch on, which it may
-        # not have come to write.
-        start = history[-1]["step"] if history else 0
-        to = self._copied.name if self._copied else str(self._workdir / "tensorboard")
-        self._events = SummaryWriter(to, purge_step=start)
-        if history:
-            self._add_events(history[-1])
+        for name, opener in self._openers.items():
+            try:
+                self._open[name] = opener(self._workdir)
+            except Exception as error:  # of a package and a network that are not ours
+                _say_lost(name, error)
+        for row in history:
+            self._tell(row)
 
     def write(self, row: dict) -> None:
-        """Appends one epoch's row to both files."""
-        if self._events is None:
+        """Appends one epoch's row to the file, and tells the trackers."""
+        if not hosts.is_first():
             return
         self._lines.append(json.dumps(row) + "\n")
         self._write_lines()
-        self._add_events(row)
+        self._tell(row)
 
     def close(self) -> None:
-        """Closes the event file."""
-        if self._events is not None:
-            self._events.close()
-            if self._copied:
-                self._copied.cleanup()
+        """Closes the trackers."""
+        for name, tracker in self._open.items():
+            try:
+                tracker.close()
+            except Exception as error:
+                _say_lost(name, error)
+        self._open = {}
 
-    def _add_events(self, row: dict) -> None:
-        assert self._events is not None
-        for name, value in _scalars(row):
-            self._events.add_scalar(name, value, row["step"])
-        self._events.flush()
-        if self._copied:
-            copy_files(epath.Path(self._copied.name), self._workdir / "tensorboard")
+    def _tell(self, row: dict) -> None:
+        for name, tracker in list(self._open.items()):
+            try:
+                tracker.scalars(row["step"], scalars(row))
+            except Exception as error:
+                _say_lost(name, error)
+                del self._open[name]
 
     def _write_lines(self) -> None:
         with replacing(self._workdir / "metrics.jsonl") as file:
             file.write("".join(self._lines).encode())
 
 
-def _scalars(row: dict) -> Iterator[tuple[str, float]]:
-    for part in ("fit", "validation"):
-        for name, value in row[part].items():
-            yield f"{part}/{name}", value
-    yield "seconds per epoch", row["seconds"]
+def scalars(row: dict) -> dict[str, float]:
+    """An epoch's numbers by the names that trackers show.
+
+    Example:
+      >>> scalars({"step": 9, "seconds": 2.0, "fit": {"loss": 0.5}, "validation": {}})
+      {'fit/loss': 0.5, 'seconds_per_epoch': 2.0}
+    """
+    parts = {f"{part}/{n}": v for part in ("fit", "validation") for n, v in row[part].items()}
+    return {**parts, "seconds_per_epoch": row["seconds"]}
+
+
+def _say_lost(name: str, error: Exception) -> None:
+    say(_LOST.format(name=name, reason=reason(error)))
