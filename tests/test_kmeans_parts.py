@@ -23,7 +23,7 @@ from retrieval_jax.kmeans import (
 )
 from retrieval_jax.kmeans import _pruning as pruning
 from retrieval_jax.kmeans._passes import Statistics, dense_passes, dense_statistics, move
-from retrieval_jax.kmeans._points import Points, moments
+from retrieval_jax.kmeans._points import BLOCK, Points, moments
 from retrieval_jax.kmeans._pruning import pruned_passes
 from retrieval_jax.kmeans.seeding import draw, greedy, groups, plus_plus, random_points
 from retrieval_jax.numerics.distances import unit
@@ -181,6 +181,13 @@ def test_draws_in_proportion_to_mass():
         shares = np.bincount(row, minlength=n) / len(u)
         assert (shares[expected == 0] == 0).all()
         np.testing.assert_allclose(shares, expected / expected.sum(), atol=1e-4)
+
+
+def test_random_points_of_different_blocks_are_drawn_independently():
+    rows = jnp.arange(4 * BLOCK)
+    (drawn,) = random_points(as_points(rows[:, None]), KEY, 100)
+    assert len(np.unique(np.asarray(drawn, int) % BLOCK)) > 50  # were they the same, 25
+    assert set(np.asarray(drawn, int)[:, 0] // BLOCK) == {0, 1, 2, 3}
 
 
 def test_random_points_differ_and_are_drawn_by_weight():
