@@ -25,7 +25,7 @@ from retrieval_jax.kmeans import _pruning as pruning
 from retrieval_jax.kmeans._passes import Statistics, dense_passes, dense_statistics, move
 from retrieval_jax.kmeans._points import BLOCK, Points, moments
 from retrieval_jax.kmeans._pruning import pruned_passes
-from retrieval_jax.kmeans.seeding import draw, greedy, groups, plus_plus, random_points
+from retrieval_jax.kmeans.seeding import draw, farthest, greedy, groups, plus_plus, random_points
 from retrieval_jax.numerics.distances import unit
 
 KEY = jax.random.key(0)
@@ -220,6 +220,16 @@ def test_the_best_restart_is_kept(seeding, seed):
     assert alone[best] < 0.995 * np.median(alone) and 0 < best < 9  # restarts differ
     together = kmeans(KEY, values, 5, restarts=10, seeding=seeding)
     assert float(together.inertia) == pytest.approx(alone[best], rel=1e-4)
+
+
+def test_a_point_that_rounding_keeps_from_its_centroid_is_not_far():
+    points = 100 * np.random.default_rng(0).normal(size=(40, 8)).astype(np.float32)
+    points[7] += 1
+    centroids = jnp.asarray(points).at[7].add(-1)
+    distances, rows = jax.jit(lambda centroids: farthest(as_points(points), centroids))(centroids)
+    assert np.flatnonzero(distances).tolist() == [0]
+    assert float(distances[0]) == pytest.approx(8, rel=0.01)
+    np.testing.assert_array_equal(rows[0], points[7])
 
 
 def test_the_farthest_point_goes_to_the_first_empty_cluster():
