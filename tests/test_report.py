@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import warnings
+from hashlib import sha256
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from scipy.spatial.distance import pdist
 from sklearn.datasets import load_digits
 from sklearn.manifold import trustworthiness
 
-from retrieval_jax.report import figures, text
+from retrieval_jax.report import document, figures, text
 from retrieval_jax.report.map import lay_out, tsne
 from retrieval_jax.report.page import choose_examples, main, make, verdict, write_page
 from retrieval_jax.report.results import (
@@ -40,6 +41,7 @@ from retrieval_jax.report.results import (
 from retrieval_jax.runtime.errors import printable
 from retrieval_jax.runtime.records import typed
 
+TEMPLATES = Path(document.__file__).parent / "templates"
 HOSTILE = (
     "<script>alert(1)</script>",
     '"><img src=x onerror=alert(1)>',
@@ -169,19 +171,20 @@ def unlabelled() -> Results:
 ELEMENTS = {
     "html", "head", "meta", "title", "style", "body", "main", "header", "section", "h1", "h2",
     "p", "ul", "li", "dl", "div", "dt", "dd", "table", "thead", "tbody", "tr", "th", "td",
-    "figure", "figcaption", "img", "details", "summary", "pre", "strong", "a",
+    "figure", "figcaption", "img", "details", "summary", "pre", "strong", "a", "caption",
 }
 # fmt: on
 
 
 class Page(HTMLParser):
-    """Every element with its attributes, the tables' cells, and the text outside of style."""
+    """Every element with its attributes, the tables' cells, styles and scripts, and the text."""
 
     def __init__(self, source: str):
         super().__init__()
         self.elements: list[tuple[str, dict[str, str | None]]] = []
         self.tables: dict[str, list[list[str]]] = {}
         self.text = ""
+        self.sources: dict[str, list[str]] = {"style": [], "script": []}
         self._open: list[str] = []
         self._rows: list[list[str]] = []
         self.feed(source)
@@ -192,6 +195,8 @@ class Page(HTMLParser):
         self.elements.append((tag, dict(attrs)))
         if tag not in ("meta", "img"):
             self._open.append(tag)
+        if tag in self.sources:
+            self.sources[tag].append("")
         if tag == "div" and dict(attrs).get("role") == "region":
             self._rows = self.tables.setdefault(dict(attrs)["aria-label"], [])
         if tag == "tr":
@@ -203,14 +208,18 @@ class Page(HTMLParser):
         assert self._open.pop() == tag
 
     def handle_data(self, data):
-        if "style" not in self._open:
+        if self._open and self._open[-1] in self.sources:
+            self.sources[self._open[-1]][-1] += data
+        else:
             self.text += data
         if self._open and self._open[-1] in ("th", "td"):
             self._rows[-1][-1] += data
 
 
 def assert_inert(page: Page, source: str) -> None:
-    """No script, no handler, nothing that a browser would fetch."""
+    """No handler, no script but the page's own, nothing that a browser would fetch."""
+    own = {path.read_text() for path in TEMPLATES.glob("*.js")}
+    assert set(page.sources["script"]) <= own
     for tag, attributes in page.elements:
         assert tag in ELEMENTS
         assert not any(name.startswith("on") or name == "style" for name in attributes)
@@ -221,8 +230,15 @@ def assert_inert(page: Page, source: str) -> None:
         assert not re.match(r"[a-z]+:|//", attributes.get("href") or "", re.IGNORECASE)
     assert not re.search(r"url\(|@import", source)
     (policy,) = [a["content"] or "" for _, a in page.elements if a.get("http-equiv")]
-    sources = re.findall(r"(\w+)-src ([^;]+)", policy)
-    assert sources == [("default", "'none'"), ("style", "'unsafe-inline'"), ("img", "data:")]
+    hashes = {
+        kind: " ".join(
+            f"'sha256-{base64.b64encode(sha256(one.encode()).digest()).decode()}'" for one in found
+        )
+        for kind, found in page.sources.items()
+        if found
+    }
+    expected = {"default": "'none'", "img": "data:"} | hashes
+    assert dict(re.findall(r"(\w+)-src ([^;]+)", policy)) == expected
 
 
 def report(tmp_path: Path, content: Results, pictures: dict | None = None) -> Page:

@@ -24,7 +24,6 @@ from urllib.parse import quote
 
 from etils import epath
 
-from retrieval_jax.report import html
 from retrieval_jax.report.comparison import (
     Comparison,
     Group,
@@ -36,6 +35,7 @@ from retrieval_jax.report.comparison import (
     group,
     read_run,
 )
+from retrieval_jax.report.document import render, write
 from retrieval_jax.report.results import Unfinished
 from retrieval_jax.report.text import Parser, columns, say, score, shorten
 from retrieval_jax.runtime.errors import UserError, printable, reason
@@ -147,16 +147,15 @@ def to_html(comparison: Comparison, links: Sequence[Link]) -> str:
             part = row.group
         values = [f"{BEST} {v}" if i in row.best else v for i, v in enumerate(row.values)]
         rows.append([row.name, *values])
-    body = ["<h1>Comparison of runs</h1>"]
     caption = f"{BEST} marks the best of its row." if any(r.best for r in comparison.rows) else ""
-    body.append(html.table(["", *comparison.heads], rows, caption, label="comparison"))
-    if comparison.notes:
-        notes = "".join(f"<li>{html.text(note)}</li>" for note in comparison.notes)
-        body.append(f'<div class="note"><ul>{notes}</ul></div>')
-    reports = [f'<li><a href="{html.text(k.url)}">{html.text(k.text)}</a></li>' for k in links]
-    if reports:
-        body.append(f"<h2>Reports</h2>\n<ul>{''.join(reports)}</ul>")
-    return html.page("Comparison of runs", "\n".join(body))
+    return render(
+        "comparison.html",
+        title="Comparison of runs",
+        comparison=comparison,
+        rows=rows,
+        caption=caption,
+        links=links,
+    )
 
 
 def curve_text(found: Mapping[str, Sequence[Point]], key: str, measure: str) -> str:
@@ -230,8 +229,8 @@ def _write(comparison: Comparison, links: Sequence[Link], output: epath.Path) ->
     files = [output / "comparison.md", output / "comparison.html"]
     try:
         make_directory(output)
-        html.write(files[0], to_markdown(comparison, links))
-        html.write(files[1], to_html(comparison, links))
+        write(files[0], to_markdown(comparison, links))
+        write(files[1], to_html(comparison, links))
     except OSError as error:
         raise UserError(
             f"{printable(str(output))} can't be written: {reason(error)}; name another --output."
