@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from etils import epath
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2.utils import htmlsafe_json_dumps
 from markupsafe import Markup
 
 from retrieval_jax.report.text import duration, loss, score
@@ -49,6 +51,38 @@ def render(
         .get_template(path.name)
         .render(policy=policy, stylesheet=inside[0], scripts=inside[1:], **values)
     )
+
+
+def chart(
+    title: str,
+    x: str,
+    y: str,
+    series: Mapping[str, Sequence[tuple[float, float | None]]],
+    *,
+    whole: bool = False,
+) -> dict[str, Any]:
+    """Lines for `charts.js`: (x, y) points by name, of which y may be None or not finite: a gap.
+
+    Args:
+      title: what it shows.
+      x: name of the axis.
+      y: the same.
+      series: name → points, ascending in x.
+      whole: whether the axis of y is from 0 to 1, whatever the values.
+    """
+    lines = [
+        {
+            "name": printable(name),
+            "points": [(a, b if b is not None and math.isfinite(b) else None) for a, b in points],
+        }
+        for name, points in series.items()
+    ]
+    return {"title": printable(title), "x": x, "y": y, "whole": whole, "series": lines}
+
+
+def tojson(value: Any) -> Markup:
+    """JSON without the spaces that `tojson` of Jinja leaves, and as safe inside of a script."""
+    return htmlsafe_json_dumps(value, separators=(",", ":"), allow_nan=False)
 
 
 def write(path: epath.PathLike, document: str) -> None:

@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from retrieval_jax.data.images import LazyImages
+from retrieval_jax.report import explore
 from retrieval_jax.report import results as schema
-from retrieval_jax.report.document import render, write
+from retrieval_jax.report.document import chart, render, tojson, write
+from retrieval_jax.report.payload import payload, space_of
 from retrieval_jax.report.results import Epoch, Results
 from retrieval_jax.report.text import Parser, duration, loss, named, say, score
 from retrieval_jax.runtime.errors import UserError, printable, reason
@@ -27,15 +28,16 @@ from retrieval_jax.runtime.files import as_path, make_directory, read_arrays, re
 from retrieval_jax.runtime.progress import complain
 from retrieval_jax.runtime.workdir import held
 
-_SHOWN = 5  # neighbours in a retrieval row, as in the 2020 report
+# What the page is made from, beside results.json and images.json.
+_EXPLORED = ("embeddings", "clusters", "neighbours", "examples", "map")
 _BETTER = "\N{BLACK UP-POINTING TRIANGLE}"
 
 
 def make(workdir: epath.PathLike) -> epath.Path:
     """Makes figures/ and report.html of a finished run again, from its other files.
 
-    These are results.json and, as far as they are there, examples.npz, map.npz and images.json. A
-    picture whose file isn't there is left out: runs of earlier versions left none of them.
+    These are results.json and, as far as they are there, images.json and the arrays of its stages.
+    What a missing file would show is left out: runs of earlier versions left fewer.
 
     Returns:
       The page.
@@ -45,7 +47,7 @@ def make(workdir: epath.PathLike) -> epath.Path:
     """
     workdir = epath.Path(workdir)
     results = schema.read(workdir)
-    schema.check_files(workdir, results, ("examples.npz", "map.npz", "images.json"))
+    schema.check_files(workdir, results, [f"{name}.npz" for name in _EXPLORED] + ["images.json"])
     try:
         with held(workdir):
             return write_page(workdir, results, draw(workdir, results))
@@ -65,51 +67,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         complain(str(error))
         return 2
     return 0
-
-
-def choose_examples(
-    images: np.ndarray | LazyImages,
-    labels: np.ndarray | None,
-    gallery: np.ndarray,
-    queries: np.ndarray,
-    neighbours: np.ndarray,
-    count: int,
-    *,
-    reconstructions: np.ndarray | None = None,
-    mapped: np.ndarray | None = None,
-) -> dict[str, np.ndarray]:
-    """The few images and labels that the pictures of a report show, for `examples.npz`.
-
-    Args:
-      images: uint8 [n, h, w, c].
-      labels: int [n], or None.
-      gallery: int [g], rows of the images.
-      queries: int [q], rows of the images.
-      neighbours: int [q, k], positions in the gallery; -1 for none.
-      count: queries to show, the first ones.
-      reconstructions: float32 [count, h, w, c] of these, or None.
-      mapped: int [m], positions in the gallery of the points on the map, or None.
-
-    Returns:
-      "queries" uint8 [e, h, w, c], "neighbours" uint8 [e, r, h, w, c] and "neighbour_positions"
-      int [e, r] in the gallery, -1 for none. Where there are such, "reconstructions" float32
-      [e, h, w, c], "query_labels" int [e], "neighbour_labels" int [e, r] and "map_labels" int [m].
-    """
-    queries = queries[:count]
-    positions = neighbours[: len(queries), :_SHOWN]
-    rows = gallery[positions]
-    chosen = {
-        "queries": images[queries],
-        "neighbours": images[rows],
-        "neighbour_positions": positions,
-    }
-    if reconstructions is not None:
-        chosen["reconstructions"] = reconstructions[: len(queries)]
-    if labels is not None:
-        chosen |= {"query_labels": labels[queries], "neighbour_labels": labels[rows]}
-        if mapped is not None:
-            chosen["map_labels"] = labels[gallery[mapped]]
-    return chosen
 
 
 def draw(workdir: epath.Path, results: Results) -> dict[str, epath.Path]:
@@ -181,8 +138,15 @@ def write_page(
       UserError: a file is damaged.
       OSError: a file can't be read or the page can't be written.
     """
+    charts = _loss_charts(results.training.history)
+    losses = _losses(results.training.history) | {"charts": range(len(charts))}
+    explored = _explored(workdir, results, charts)
+    shown = {"losses.png"} | ({"tsne.png", "retrieval.png"} if explored else set())
+    figures = {k: file for k, file in figures.items() if epath.Path(file).name not in shown}
+    scripts = ["charts.js"] * bool(charts) + ["items.js", "map.js", "ask.js"] * bool(explored)
     document = render(
         "report.html",
+        scripts=scripts,
         title=results.name,
         results=results,
         tiles=_tiles(results),
@@ -191,8 +155,10 @@ def write_page(
         classes=_class_names(results, len(results.scores.clustering.gallery.counts or ())),
         median_size=statistics.median(results.scores.clustering.sizes),
         figures=_pictures(figures),
-        files=_shown_files(workdir),
-        losses=_losses(results.training.history),
+        files=[] if explored else _shown_files(workdir),
+        losses=losses,
+        explored=explored,
+        charts=charts,
         provenance=_provenance(results),
         config=json.dumps(
             results.provenance.config, indent=2, ensure_ascii=False, default=str
@@ -294,6 +260,96 @@ def _scores(results: Results) -> dict[str, Any]:
             cells.append((f"{_BETTER} " if better else "") + _optional(value, score))
         rows.append([one.name, score(one.score.value), *cells])
     return {"head": ["", "trained", *(["chance"] if by_chance else []), *baselines], "rows": rows}
+
+
+def _loss_charts(history: Sequence[Epoch]) -> list[dict[str, Any]]:
+    """A chart for each term, of both sides."""
+    terms = dict.fromkeys(term for epoch in history for term in (*epoch.fit, *epoch.validation))
+    return [
+        chart(
+            "total loss" if term == "loss" else term,
+            "epoch",
+            "loss",
+            {
+                side: [(epoch.epoch, getattr(epoch, side).get(term)) for epoch in history]
+                for side in ("fit", "validation")
+                if any(term in getattr(epoch, side) for epoch in history)
+            },
+        )
+        for term in terms
+    ]
+
+
+def _explored(
+    workdir: epath.Path, results: Results, charts: list[dict[str, Any]]
+) -> dict[str, Any] | None:
+    """What the page answers about the embeddings; None where a file for it is missing.
+
+    Charts of it are added to those that there are.
+    """
+    files = [_arrays(workdir / f"{name}.npz") for name in _EXPLORED]
+    embeddings, clusters, neighbours, examples, placed = files
+    if not (embeddings and clusters and neighbours) or "shown_gallery" not in examples:
+        return None
+    try:
+        space = space_of(embeddings, clusters, neighbours, examples)
+        mapped = placed.get("rows", np.zeros(0, int))
+        found = explore.explore(space, mapped, examples["shown_points"].item())
+        names = read_json(workdir / "images.json")
+        content = payload(
+            space, found, placed, examples, names, results.provenance.data.class_names
+        )
+    except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+        raise UserError(
+            f"the arrays or images.json in {printable(str(workdir))} don't belong to this run "
+            f"({reason(error)}): repeat the run's command."
+        ) from error
+    labels = [] if space.query_labels is None else np.unique(space.query_labels).tolist()
+    called = _class_names(results, 1 + max(labels, default=0))
+    before, k = len(charts), space.exhaustive_indices.shape[1]
+    charts.append(
+        chart(
+            "True neighbours kept", "clusters searched", "share of the ten nearest",
+            {"kept": list(enumerate(explore.kept_by_clusters(space)[:255].tolist(), 1))},
+            whole=True,
+        )
+    )  # fmt: skip
+    per_class: list[list[str]] = []
+    if space.query_labels is not None:
+        searches = {
+            "in the query's cluster": space.cluster_indices,
+            "whole gallery": space.exhaustive_indices,
+        }
+        curves = {
+            name: [
+                (recall, precision)
+                for precision, recall in zip(
+                    *map(np.ndarray.tolist, explore.precision_recall(space, indices)), strict=True
+                )
+            ]
+            for name, indices in searches.items()
+        }
+        title = f"Precision and recall after 1 to {k} neighbours"
+        charts.append(chart(title, "recall", "precision", curves))
+        per_class = [
+            [called[row.label], f"{row.queries:,}", f"{row.gallery:,}"]
+            + [score(value) for value in (*row.precision, *row.recall)]
+            for row in explore.per_class(space)
+        ]
+    return {
+        "payload": tojson(content),
+        "map": "positions" in placed
+        and {"gallery": len(placed["rows"]), "queries": len(placed.get("queries", ()))},
+        "whole": len(space.gallery),
+        "all_queries": len(space.queries),
+        "labelled": space.query_labels is not None,
+        "classes": [(label, called[label]) for label in labels],
+        "clusters": found.clusters,
+        "per_class": per_class,
+        "cuts": (min(5, k), k),
+        "charts": range(before, len(charts)),
+        "expected": len(space.queries) * min(explore.SHOWN, k) / len(space.gallery),
+    }
 
 
 def _class_names(results: Results, count: int) -> list[str]:
