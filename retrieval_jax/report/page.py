@@ -14,22 +14,18 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from etils import epath
 
-from retrieval_jax.report import explore
 from retrieval_jax.report import results as schema
-from retrieval_jax.report.document import chart, render, tojson, write
-from retrieval_jax.report.payload import payload, space_of
+from retrieval_jax.report.document import chart, render, write
+from retrieval_jax.report.payload import ARRAYS, arrays_of, class_names, explored
 from retrieval_jax.report.results import Epoch, Results
 from retrieval_jax.report.text import Parser, duration, loss, named, say, score
 from retrieval_jax.runtime.errors import UserError, printable, reason
-from retrieval_jax.runtime.files import as_path, make_directory, read_arrays, read_bytes, read_json
+from retrieval_jax.runtime.files import as_path, make_directory, read_bytes, read_json
 from retrieval_jax.runtime.progress import complain
 from retrieval_jax.runtime.workdir import held
 
-# What the page is made from, beside results.json and images.json.
-_EXPLORED = ("embeddings", "clusters", "neighbours", "examples", "map")
 _BETTER = "\N{BLACK UP-POINTING TRIANGLE}"
 
 
@@ -47,7 +43,7 @@ def make(workdir: epath.PathLike) -> epath.Path:
     """
     workdir = epath.Path(workdir)
     results = schema.read(workdir)
-    schema.check_files(workdir, results, [f"{name}.npz" for name in _EXPLORED] + ["images.json"])
+    schema.check_files(workdir, results, [f"{name}.npz" for name in ARRAYS] + ["images.json"])
     try:
         with held(workdir):
             return write_page(workdir, results, draw(workdir, results))
@@ -89,11 +85,11 @@ def draw(workdir: epath.Path, results: Results) -> dict[str, epath.Path]:
         [epoch._asdict() for epoch in results.training.history], folder / "losses.png"
     )
 
-    examples, placed = _arrays(workdir / "examples.npz"), _arrays(workdir / "map.npz")
+    examples, placed = arrays_of(workdir / "examples.npz"), arrays_of(workdir / "map.npz")
     try:
         if "reconstructions" in examples:
             path = folder / "reconstructions.png"
-            paths["Queries, and below each its reconstruction."] = path
+            paths["Queries, and below each its reconstruction and the error of that."] = path
             figures.reconstructions(examples["queries"], examples["reconstructions"], path)
         if "queries" in examples:
             path = folder / "retrieval.png"
@@ -139,11 +135,13 @@ def write_page(
       OSError: a file can't be read or the page can't be written.
     """
     charts = _loss_charts(results.training.history)
+    found = explored(workdir, results)
     losses = _losses(results.training.history) | {"charts": range(len(charts))}
-    explored = _explored(workdir, results, charts)
-    shown = {"losses.png"} | ({"tsne.png", "retrieval.png"} if explored else set())
+    if found:
+        charts += found["charts"]
+    shown = {"losses.png"} | ({"tsne.png", "retrieval.png"} if found else set())
     figures = {k: file for k, file in figures.items() if epath.Path(file).name not in shown}
-    scripts = ["charts.js"] * bool(charts) + ["items.js", "map.js", "ask.js"] * bool(explored)
+    scripts = ["charts.js"] * bool(charts) + ["items.js", "map.js", "ask.js"] * bool(found)
     document = render(
         "report.html",
         scripts=scripts,
@@ -152,12 +150,12 @@ def write_page(
         tiles=_tiles(results),
         verdict=verdict(results),
         scores=_scores(results),
-        classes=_class_names(results, len(results.scores.clustering.gallery.counts or ())),
+        classes=class_names(results, len(results.scores.clustering.gallery.counts or ())),
         median_size=statistics.median(results.scores.clustering.sizes),
         figures=_pictures(figures),
-        files=[] if explored else _shown_files(workdir),
+        files=[] if found else _shown_files(workdir),
         losses=losses,
-        explored=explored,
+        explored=found,
         charts=charts,
         provenance=_provenance(results),
         config=json.dumps(
@@ -192,17 +190,6 @@ def verdict(results: Results) -> list[str]:
     if mine and results.baselines and not sentences:
         sentences.append("No baseline beats the trained embedding in any score.")
     return sentences
-
-
-def _arrays(path: epath.Path) -> dict[str, np.ndarray]:
-    try:
-        return read_arrays(path)
-    except FileNotFoundError:
-        return {}
-    except ValueError as error:
-        raise UserError(
-            f"{printable(str(path))} is damaged ({error}): repeat the run's command."
-        ) from error
 
 
 def _tiles(results: Results) -> list[tuple[str, str]]:
@@ -280,83 +267,6 @@ def _loss_charts(history: Sequence[Epoch]) -> list[dict[str, Any]]:
     ]
 
 
-def _explored(
-    workdir: epath.Path, results: Results, charts: list[dict[str, Any]]
-) -> dict[str, Any] | None:
-    """What the page answers about the embeddings; None where a file for it is missing.
-
-    Charts of it are added to those that there are.
-    """
-    files = [_arrays(workdir / f"{name}.npz") for name in _EXPLORED]
-    embeddings, clusters, neighbours, examples, placed = files
-    if not (embeddings and clusters and neighbours) or "shown_gallery" not in examples:
-        return None
-    try:
-        space = space_of(embeddings, clusters, neighbours, examples)
-        mapped = placed.get("rows", np.zeros(0, int))
-        found = explore.explore(space, mapped, examples["shown_points"].item())
-        names = read_json(workdir / "images.json")
-        content = payload(
-            space, found, placed, examples, names, results.provenance.data.class_names
-        )
-    except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
-        raise UserError(
-            f"the arrays or images.json in {printable(str(workdir))} don't belong to this run "
-            f"({reason(error)}): repeat the run's command."
-        ) from error
-    labels = [] if space.query_labels is None else np.unique(space.query_labels).tolist()
-    called = _class_names(results, 1 + max(labels, default=0))
-    before, k = len(charts), space.exhaustive_indices.shape[1]
-    charts.append(
-        chart(
-            "True neighbours kept", "clusters searched", "share of the ten nearest",
-            {"kept": list(enumerate(explore.kept_by_clusters(space)[:255].tolist(), 1))},
-            whole=True,
-        )
-    )  # fmt: skip
-    per_class: list[list[str]] = []
-    if space.query_labels is not None:
-        searches = {
-            "in the query's cluster": space.cluster_indices,
-            "whole gallery": space.exhaustive_indices,
-        }
-        curves = {
-            name: [
-                (recall, precision)
-                for precision, recall in zip(
-                    *map(np.ndarray.tolist, explore.precision_recall(space, indices)), strict=True
-                )
-            ]
-            for name, indices in searches.items()
-        }
-        title = f"Precision and recall after 1 to {k} neighbours"
-        charts.append(chart(title, "recall", "precision", curves))
-        per_class = [
-            [called[row.label], f"{row.queries:,}", f"{row.gallery:,}"]
-            + [score(value) for value in (*row.precision, *row.recall)]
-            for row in explore.per_class(space)
-        ]
-    return {
-        "payload": tojson(content),
-        "map": "positions" in placed
-        and {"gallery": len(placed["rows"]), "queries": len(placed.get("queries", ()))},
-        "whole": len(space.gallery),
-        "all_queries": len(space.queries),
-        "labelled": space.query_labels is not None,
-        "classes": [(label, called[label]) for label in labels],
-        "clusters": found.clusters,
-        "per_class": per_class,
-        "cuts": (min(5, k), k),
-        "charts": range(before, len(charts)),
-        "expected": len(space.queries) * min(explore.SHOWN, k) / len(space.gallery),
-    }
-
-
-def _class_names(results: Results, count: int) -> list[str]:
-    names = results.provenance.data.class_names
-    return [names[i] if i < len(names) else f"class {i}" for i in range(count)]
-
-
 def _pictures(figures: Mapping[str, epath.PathLike]) -> dict[str, str]:
     """Caption → the PNG file as base64."""
     return {
@@ -367,7 +277,7 @@ def _pictures(figures: Mapping[str, epath.PathLike]) -> dict[str, str]:
 
 def _shown_files(workdir: epath.Path) -> list[list[str]]:
     """The files of the images in the retrieval figure, where the images have files."""
-    examples = _arrays(workdir / "examples.npz")
+    examples = arrays_of(workdir / "examples.npz")
     try:
         names = read_json(workdir / "images.json")
         gallery, queries = names["gallery"], names["queries"]

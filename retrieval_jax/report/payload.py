@@ -7,12 +7,112 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from etils import epath
 
 from retrieval_jax.report import explore
+from retrieval_jax.report.document import chart, tojson
 from retrieval_jax.report.explore import Exploration, Space
-from retrieval_jax.runtime.errors import printable
+from retrieval_jax.report.results import Results
+from retrieval_jax.report.text import score
+from retrieval_jax.runtime.errors import UserError, printable, reason
+from retrieval_jax.runtime.files import read_arrays, read_json
 
+# What the page is made from, beside results.json and images.json.
+ARRAYS = ("embeddings", "clusters", "neighbours", "examples", "map")
 Arrays = Mapping[str, np.ndarray]
+
+
+def arrays_of(path: epath.Path) -> dict[str, np.ndarray]:
+    """The arrays of a file of a run, none where it isn't there.
+
+    Raises:
+      UserError: it is damaged.
+    """
+    try:
+        return read_arrays(path)
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise UserError(
+            f"{printable(str(path))} is damaged ({error}): repeat the run's command."
+        ) from error
+
+
+def class_names(results: Results, count: int) -> list[str]:
+    """Names of the first classes, of those without a name their number."""
+    names = results.provenance.data.class_names
+    return [names[i] if i < len(names) else f"class {i}" for i in range(count)]
+
+
+def explored(workdir: epath.Path, results: Results) -> dict[str, Any] | None:
+    """What explore.html shows of a run's embeddings; None where a file for it is missing.
+
+    Raises:
+      UserError: a file is damaged or of another run.
+    """
+    files = [arrays_of(workdir / f"{name}.npz") for name in ARRAYS]
+    embeddings, clusters, neighbours, examples, placed = files
+    if not (embeddings and clusters and neighbours) or "shown_gallery" not in examples:
+        return None
+    try:
+        space = space_of(embeddings, clusters, neighbours, examples)
+        mapped = placed.get("rows", np.zeros(0, int))
+        found = explore.explore(space, mapped, examples["shown_points"].item())
+        names = read_json(workdir / "images.json")
+        content = payload(
+            space, found, placed, examples, names, results.provenance.data.class_names
+        )
+    except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+        raise UserError(
+            f"the arrays or images.json in {printable(str(workdir))} don't belong to this run "
+            f"({reason(error)}): repeat the run's command."
+        ) from error
+    labels = [] if space.query_labels is None else np.unique(space.query_labels).tolist()
+    called = class_names(results, 1 + max(labels, default=0))
+    k = space.exhaustive_indices.shape[1]
+    charts = [
+        chart(
+            "True neighbours kept", "clusters searched", "share of the ten nearest",
+            {"kept": list(enumerate(explore.kept_by_clusters(space)[:255].tolist(), 1))},
+            whole=True,
+        )
+    ]  # fmt: skip
+    per_class: list[list[str]] = []
+    if space.query_labels is not None:
+        searches = {
+            "in the query's cluster": space.cluster_indices,
+            "whole gallery": space.exhaustive_indices,
+        }
+        curves = {
+            name: [
+                (recall, precision)
+                for precision, recall in zip(
+                    *map(np.ndarray.tolist, explore.precision_recall(space, indices)), strict=True
+                )
+            ]
+            for name, indices in searches.items()
+        }
+        title = f"Precision and recall after 1 to {k} neighbours"
+        charts.append(chart(title, "recall", "precision", curves))
+        per_class = [
+            [called[row.label], f"{row.queries:,}", f"{row.gallery:,}"]
+            + [score(value) for value in (*row.precision, *row.recall)]
+            for row in explore.per_class(space)
+        ]
+    return {
+        "payload": tojson(content),
+        "map": "positions" in placed
+        and {"gallery": len(placed["rows"]), "queries": len(placed.get("queries", ()))},
+        "whole": len(space.gallery),
+        "all_queries": len(space.queries),
+        "labelled": space.query_labels is not None,
+        "classes": [(label, called[label]) for label in labels],
+        "clusters": found.clusters,
+        "per_class": per_class,
+        "cuts": (min(5, k), k),
+        "charts": charts,
+        "expected": len(space.queries) * min(explore.SHOWN, k) / len(space.gallery),
+    }
 
 
 def space_of(embeddings: Arrays, clusters: Arrays, neighbours: Arrays, examples: Arrays) -> Space:

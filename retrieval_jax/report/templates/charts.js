@@ -73,10 +73,11 @@
       at = Math.max(0, Math.min(index, xs.length - 1));
       for (const end of ["x1", "x2"]) cursor.setAttribute(end, toX(xs[at]));
       const values = series.map(({ name, points }) => {
-        const found = points.find(([x]) => x === xs[at]);
-        return found && `${name} ${plain(found[1])}`;
+        const away = ([x]) => Math.abs(x - xs[at]);
+        const nearest = points.reduce((best, one) => (away(one) < away(best) ? one : best));
+        return `${name} ${plain(nearest[1])}`;
       });
-      readout.textContent = `${xName} ${plain(xs[at])}: ${values.filter(Boolean).join(", ")}`;
+      readout.textContent = `${xName} ${plain(xs[at])}: ${values.join(", ")}`;
     };
     svg.addEventListener("pointermove", (event) => {
       const box = svg.getBoundingClientRect();

@@ -167,7 +167,7 @@ const map = canvas && (() => {
 
   function zoom(factor, x = width / 2, y = height / 2) {
     const before = scale();
-    state.zoom = Math.min(Math.max(state.zoom * factor, 0.5), 400);
+    state.zoom = Math.min(Math.max(state.zoom * factor, 0.5), 100);
     state.x += (x - width / 2) * (1 / before - 1 / scale());
     state.y += (y - height / 2) * (1 / before - 1 / scale());
     redraw();
@@ -222,6 +222,7 @@ const map = canvas && (() => {
   canvas.addEventListener("wheel", (event) => {
     event.preventDefault();
     zoom(Math.exp(-event.deltaY / (event.deltaMode ? 12 : 400)), ...at(event));
+    hover(pointAt(...at(event)));
   }, { passive: false });
   canvas.addEventListener("keydown", (event) => {
     const step = 60 * devicePixelRatio;
