@@ -85,7 +85,6 @@ def test_equal_points_are_their_own_neighbours_at_no_distance():
     assert (rows != np.arange(30)[:, None]).all()
 
 
-@pytest.mark.fast
 def test_judgements_by_classes_are_the_metrics():
     space = small_space()
     relevant, of = metrics.relevance(

@@ -834,7 +834,7 @@ def test_queries_are_placed_among_their_neighbours():
     points, _ = load_digits(return_X_y=True)
     placed = lay_out(points[:300], points[:300] + 0.01, 250, seed=0)
     near = np.linalg.norm(placed.queries[placed.rows] - placed.positions, axis=1)
-    assert np.median(near) < 0.02 * np.ptp(placed.positions, axis=0).max()
+    assert np.median(near) < 0.05 * np.ptp(placed.positions, axis=0).max()
 
 
 # The text

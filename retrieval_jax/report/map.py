@@ -22,7 +22,7 @@ class Map(NamedTuple):
 def lay_out(gallery: np.ndarray, queries: np.ndarray, points: int, seed: int) -> Map:
     """The map of at most `points` of the gallery embeddings [n, d], drawn by the seed.
 
-    The queries [p, d] are placed on the finished map, each at the median of its three nearest.
+    The queries [p, d] are placed on the finished map, each between its three nearest.
 
     Example:
       >>> found = lay_out(np.eye(4), np.eye(4)[:1], points=3, seed=0)
@@ -38,7 +38,7 @@ def lay_out(gallery: np.ndarray, queries: np.ndarray, points: int, seed: int) ->
         placed = np.zeros((len(queries), 2))
     elif hasattr(layout, "prepare_partial"):
         # Its optimization moved all queries alike, by as much as a group's width, in some maps.
-        placed = layout.prepare_partial(queries, initialization="median", k=3)
+        placed = layout.prepare_partial(queries, initialization="weighted", k=3)
     else:
         far = np.linalg.norm(queries[:, None] - gallery[rows], axis=2)
         placed = positions[far.argmin(1)]

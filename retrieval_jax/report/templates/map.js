@@ -138,13 +138,13 @@ const map = canvas && (() => {
     redraw();
   }
 
-  // The point nearest to a place of the canvas, if it is near.
+  // The point nearest to a place of the canvas, if it is near; of equals the one on top.
   function pointAt(x, y, reach = 14) {
     let best = -1, least = (reach * devicePixelRatio) ** 2;
     const size = scale(), dx = width / 2 - state.x * size, dy = height / 2 - state.y * size;
     for (let i = 0; i < points; i++) {
       const away = (data.x[i] * size + dx - x) ** 2 + (data.y[i] * size + dy - y) ** 2;
-      if (away < least && colours[i]) [best, least] = [i, away];
+      if (away <= least && colours[i]) [best, least] = [i, away];
     }
     return best;
   }
