@@ -97,8 +97,20 @@ def thumbnails(images: np.ndarray | LazyImages, rows: np.ndarray) -> dict[str, n
             picture = Image.fromarray(pixels if pixels.shape[-1] == 3 else grey)
             if picture.size != size:
                 picture = picture.resize(size, Image.Resampling.BOX)
-            sheet.paste(picture, (i % 32 * size[0], i // 32 * size[1]))
+            sheet.paste(picture, cell_of(i, size)[1])
         file = io.BytesIO()
         sheet.save(file, "WEBP", lossless=lossless, quality=100 if lossless else 60, method=4)
         made[f"sheet_{number}"] = np.frombuffer(file.getvalue(), np.uint8)
     return made
+
+
+def cell_of(number: int, size: tuple[int, int]) -> tuple[int, tuple[int, int, int, int]]:
+    """Which sheet a thumbnail is on, and its left, top, right and bottom there.
+
+    Example:
+      >>> cell_of(1024 + 33, (6, 8))
+      (1, (6, 8, 12, 16))
+    """
+    sheet, place = divmod(number, SHEET)
+    left, top = place % 32 * size[0], place // 32 * size[1]
+    return sheet, (left, top, left + size[0], top + size[1])
