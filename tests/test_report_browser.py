@@ -8,6 +8,7 @@ import pytest
 from small_run import CLUSTERS, GALLERY, QUERIES, leave_run, small_space
 from test_report import HOSTILE
 
+from retrieval_jax.main import main
 from retrieval_jax.report import explore
 from retrieval_jax.report.page import make
 from retrieval_jax.runtime.errors import printable
@@ -216,3 +217,19 @@ def test_without_labels_and_without_a_map(tmp_path):
         assert page.locator("#map").count() == 0
         page.locator("#whole .thumb").first.click()
         sync.expect(page.locator("#query")).to_contain_text("a gallery image")
+
+
+def test_the_comparison(tmp_path, capsys):
+    for name, seed in (("one", 0), ("two", 1)):
+        leave_run(tmp_path / name, small_space(seed=seed))
+    runs = [str(tmp_path / name) for name in ("one", "two")]
+    assert main(["compare", *runs, "--output", str(tmp_path)]) == 0
+    size = {"width": 390, "height": 800}
+    with opened(tmp_path / "comparison.html", viewport=size, color_scheme="dark") as page:
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+        assert page.locator(".answers").count() == 12
+        images = page.locator(".answers img")
+        assert images.evaluate_all("all => all.every(e => e.naturalWidth === 9)")
+        chart = page.locator(".chart svg").first
+        chart.hover(position={"x": 60, "y": 60})
+        sync.expect(page.locator(".chart .readout").first).to_contain_text("epoch 1")
