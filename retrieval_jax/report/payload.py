@@ -111,6 +111,7 @@ def explored(workdir: epath.Path, results: Results) -> dict[str, Any] | None:
         "per_class": per_class,
         "cuts": (min(5, k), k),
         "charts": charts,
+        "usual": float(np.median(space.exhaustive_distances[:, 0])),
         "expected": len(space.queries) * min(explore.SHOWN, k) / len(space.gallery),
     }
 
@@ -221,7 +222,8 @@ def payload(
         labels = np.concatenate([space.gallery_labels[gallery], space.query_labels[queries]])
         made["label"] = packed(labels)
         unsure = explore.doubtful(labels[: len(gallery)], labels[others])
-        made["doubtful"] = [(int(query(q)), *rest) for q, *rest in found.doubtful] + unsure
+        both = [(int(query(q)), *rest) for q, *rest in found.doubtful] + unsure
+        made["doubtful"] = sorted(both, key=lambda one: -one[2])
     if "positions" in placed:
         laid = placed.get("queries", np.zeros((0, 2)))
         both = np.concatenate([placed["positions"], laid]).astype(float)
