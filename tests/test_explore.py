@@ -3,6 +3,8 @@
 import base64
 import io
 import json
+import subprocess
+import sys
 from collections import Counter
 
 import numpy as np
@@ -183,7 +185,13 @@ def unpack(value):
 def test_the_page_carries_what_was_found(tmp_path):
     space = small_space()
     images = leave_run(tmp_path, space)
-    source = make(tmp_path).read_text()
+    code = (
+        "import sys; from retrieval_jax.report.page import main; main(sys.argv[1:]); "
+        "assert not {'jax', 'openTSNE', 'sklearn'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
+    source = (tmp_path / "report.html").read_text()
+    assert source == make(tmp_path).read_text(), "the same page each time"
     page = Page(source)
     assert_inert(page, source)
     data = json.loads(page.data["items"])

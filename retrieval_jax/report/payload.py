@@ -221,9 +221,9 @@ def payload(
     if space.gallery_labels is not None and space.query_labels is not None:
         labels = np.concatenate([space.gallery_labels[gallery], space.query_labels[queries]])
         made["label"] = packed(labels)
-        unsure = explore.doubtful(labels[: len(gallery)], labels[others])
-        both = [(int(query(q)), *rest) for q, *rest in found.doubtful] + unsure
-        made["doubtful"] = sorted(both, key=lambda one: -one[2])
+        unsure = [(int(query(q)), label, share) for q, label, share in found.doubtful]
+        unsure += explore.doubtful(labels[: len(gallery)], labels[others])
+        made["doubtful"] = sorted(unsure, key=lambda one: -one[2])
     if "positions" in placed:
         laid = placed.get("queries", np.zeros((0, 2)))
         both = np.concatenate([placed["positions"], laid]).astype(float)

@@ -205,6 +205,7 @@ const map = canvas && (() => {
       const gap = (place) => Math.hypot(place[0] - x, place[1] - y) || 1;
       zoom(gap(now) / gap(before), (now[0] + x) / 2, (now[1] + y) / 2);
     } else {
+      hover(-1);
       pan(now[0] - before[0], now[1] - before[1]);
     }
     fingers.set(event.pointerId, now);
