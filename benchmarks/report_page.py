@@ -2,9 +2,9 @@
 
     python -m benchmarks.report_page DIRECTORY [POINTS]
 
-DIRECTORY holds CIFAR-10 as TFDS prepares it; POINTS of the gallery are on the map (57,000). In place
-of a trained embedding there are 64 principal components of the pixels, of which the map shows four,
-and there are no losses: neither changes what is measured.
+DIRECTORY holds CIFAR-10 as TFDS prepares it; POINTS of the gallery are on the map (57,000). The
+embedding is 64 principal components of the pixels, of which the map shows four, and there are no
+losses: neither changes what is measured.
 """
 
 import json
