@@ -216,7 +216,8 @@ def test_the_page_carries_what_was_found(tmp_path):
     placed = np.load(tmp_path / "map.npz")
     where = {rows[item]: point for item, point in zip(mapped, np.stack([x, y], 1), strict=True)}
     theirs = np.concatenate([placed["positions"], placed["queries"]])
-    theirs = (theirs - theirs.min(0)) / np.ptp(theirs, axis=0).max()
+    middle = (theirs.min(0) + theirs.max(0)) / 2
+    theirs = 0.5 + (theirs - middle) / np.ptp(theirs, axis=0).max()
     mine = np.array([where[row] for row in [*placed["rows"], *rows[n:]]])
     np.testing.assert_allclose(mine, theirs, atol=2e-5)
     width, height = data["size"]

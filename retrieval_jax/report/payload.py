@@ -227,9 +227,11 @@ def payload(
     if "positions" in placed:
         laid = placed.get("queries", np.zeros((0, 2)))
         both = np.concatenate([placed["positions"], laid]).astype(float)
-        low, span = both.min(0), max(float(np.ptp(both, axis=0).max()), 1e-12)
+        low, high = both.min(0), both.max(0)
+        span = max(float((high - low).max()), 1e-12)
+        both = 0.5 + (both - (low + high) / 2) / span
         made["mapped"] = packed(np.concatenate([item(placed["rows"]), query(np.arange(len(laid)))]))
-        made["x"], made["y"] = (packed((both[:, axis] - low[axis]) / span) for axis in (0, 1))
+        made["x"], made["y"] = packed(both[:, 0]), packed(both[:, 1])
     return made
 
 
