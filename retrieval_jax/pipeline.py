@@ -31,9 +31,11 @@ from retrieval_jax.experiment import (
 )
 from retrieval_jax.numerics.keys import key_for
 from retrieval_jax.ranking import Neighbours
-from retrieval_jax.report import page
+from retrieval_jax.report import explore, page
+from retrieval_jax.report.examples import choose_examples, thumbnails
 from retrieval_jax.report.items import write_items
 from retrieval_jax.report.map import lay_out
+from retrieval_jax.report.payload import space_of
 from retrieval_jax.report.results import (
     Device,
     Epoch,
@@ -168,10 +170,11 @@ def run(
         points, placed = experiment.tsne_points, None
         with stage("map"):
             if points > 0:
+                asked = embeddings.queries[: explore.asked(len(parts.queries), points)]
                 placed, seconds["map"] = kept(
                     workdir / "map.npz",
-                    checksum([origin, arrays, points, experiment.seed]),
-                    lambda: lay_out(embeddings.gallery, points, experiment.seed)._asdict(),
+                    checksum([origin, arrays, points, len(asked), experiment.seed]),
+                    lambda: lay_out(embeddings.gallery, asked, points, experiment.seed)._asdict(),
                 )
         with stage("baselines"):
             if previous and previous.baselines and same_baselines(previous, experiment):
@@ -198,7 +201,7 @@ def run(
         with stage("report"):
             reconstructions = reconstruct_examples(experiment, recipe, variables, data, parts)
             if hosts.is_first():
-                examples = page.choose_examples(
+                examples = choose_examples(
                     data.images,
                     data.labels,
                     parts.gallery,
@@ -208,6 +211,13 @@ def run(
                     reconstructions=reconstructions,
                     mapped=None if placed is None else placed["rows"],
                 )
+                space = space_of(arrays, clusters, neighbours, examples)
+                mapped = np.zeros(0, int) if placed is None else placed["rows"]
+                shown = explore.explore(space, mapped, points)
+                rows = parts.gallery[shown.gallery], parts.queries[shown.queries]
+                examples |= thumbnails(data.images, np.concatenate(rows))
+                examples |= {"shown_gallery": shown.gallery, "shown_queries": shown.queries}
+                examples["shown_points"] = np.asarray(points)
                 write_arrays(workdir / "examples.npz", **examples)
                 named = {
                     "gallery": names_of(data.names, parts.gallery),

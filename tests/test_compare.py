@@ -8,7 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from small_run import leave_run, small_space
 from test_report import HOSTILE, Page, assert_inert, results, scores
 from test_report import unlabelled as unlabelled_results
 
@@ -137,6 +139,83 @@ def test_says_what_the_runs_do_not_share(tmp_path):
     assert compared(runs[1]).notes == []
 
 
+def with_validation(content: Results, **values: float) -> Results:
+    *before, last = content.training.history
+    last = last._replace(validation=last.validation | values)
+    return content._replace(training=content.training._replace(history=(*before, last)))
+
+
+def test_a_collapsed_run_is_flagged(tmp_path):
+    clustering = results().scores.clustering._replace(sizes=(1637, 0, 0))
+    empty = results()._replace(scores=results().scores._replace(clustering=clustering))
+    contents = {
+        "sound": with_validation(results(), spread=0.5, effective_rank=9.0),
+        "point": with_validation(results(), spread=0.005, effective_rank=9.0),
+        "line": with_validation(results(), spread=0.5, effective_rank=1.01),
+        "empty": empty,
+    }
+    runs = [save(tmp_path / n, one._replace(name=n)) for n, one in contents.items()]
+    done = run(*runs, "--output", tmp_path)
+    for name in ("point", "line", "empty"):
+        assert f"{name} has collapsed: " in done.stdout
+    assert "sound has collapsed" not in done.stdout and "2 of its 3 clusters" in done.stdout
+    page = Page((tmp_path / "comparison.html").read_text())
+    assert page.text.count("has collapsed") == 3
+
+
+def test_losses_are_overlaid_as_means_over_seeds(tmp_path):
+    one, two = results(), results()
+    two = two._replace(
+        provenance=two.provenance._replace(seed=8, config=two.provenance.config | {"seed": 8})
+    )
+    first, *rest = two.training.history
+    first = first._replace(fit=first.fit | {"loss": 4.5})
+    two = two._replace(training=two.training._replace(history=(first, *rest)))
+    runs = [save(tmp_path / str(i), each) for i, each in enumerate((one, two, vanilla()))]
+    run(*runs, "--output", tmp_path)
+    charts = json.loads(Page((tmp_path / "comparison.html").read_text()).data["charts"])
+    found = {chart["title"]: chart["series"] for chart in charts}
+    both, alone = found["loss, fit"]
+    assert both["points"][0] == [1, (2.5 + 4.5) / 2] and both["name"].endswith("(n = 2)")
+    assert [y for _, y in alone["points"]] == [0.25, 0.25, 0.25]
+
+
+def test_the_same_queries_side_by_side(tmp_path):
+    spaces = [small_space(seed=seed) for seed in (0, 1)]
+    for i, space in enumerate(spaces):
+        leave_run(tmp_path / str(i), space)
+    content = json.loads((tmp_path / "1" / "results.json").read_text())
+    content["name"] = HOSTILE[0]
+    del content["crc32"]
+    (tmp_path / "1" / "results.json").write_text(json.dumps(content))
+    assert run(tmp_path / "0", tmp_path / "1", "--output", tmp_path).returncode == 0
+    source = (tmp_path / "comparison.html").read_text()
+    page = Page(source)
+    assert_inert(page, source)
+    right = [
+        (space.gallery_labels[space.exhaustive_indices[:, :5]] == space.query_labels[:, None])
+        for space in spaces
+    ]
+    most = np.abs(right[0].mean(1) - right[1].mean(1)).argsort(kind="stable")
+    gap = np.abs(right[0].mean(1) - right[1].mean(1)).max()
+    rows = page.tables["query 1"]
+    assert [row[-2] for row in rows] == ["digits hint", HOSTILE[0]]
+    notes = [row[-1] for row in rows]
+    assert abs(notes[0].count("✓") - notes[1].count("✓")) == round(5 * gap)
+    far = spaces[0].exhaustive_distances
+    asked = next(q for q in most[::-1] if f"{far[q, 0]:.4g}" in notes[0])
+    assert all(f"{distance:.4g}" in notes[0] for distance in far[asked, :5])
+    assert f"{spaces[1].exhaustive_distances[asked, 4]:.4g}" in notes[1]
+    assert len([name for name in page.tables if name.startswith("query")]) == 12
+    # A file that the run did not leave is not shown.
+    results_file = tmp_path / "0" / "results.json"
+    content = json.loads(results_file.read_text())
+    del content["crc32"]
+    results_file.write_text(json.dumps(content | {"files": {"neighbours.npz": 1}}))
+    assert run(tmp_path / "0", tmp_path / "1", "--output", tmp_path).returncode == 0
+    assert "query 1" not in Page((tmp_path / "comparison.html").read_text()).tables
+
+
 def seeded(seed: int, nmi: float, **config) -> Results:
     content = results()
     gallery = content.scores.clustering.gallery._replace(nmi=Score(nmi))
@@ -172,7 +251,11 @@ def test_runs_that_differ_in_the_seed_alone_share_a_column(tmp_path):
     nmi = comparison.rows[0]
     # By hand: the sample standard deviations of (.40, .44, .48) and of (.60, .70).
     assert nmi.values[:2] == ["0.4400 ± 0.0400", "0.6500 ± 0.0707"] and nmi.best == {1}
-    seeds, differs = comparison.notes
+    seeds, differs = comparison.sentences()
+    assert comparison.notes == [seeds]
+    assert comparison.differences == [
+        ("config", "data.label_fraction", ["0.1", "0.5"], frozenset())
+    ]
     assert "different seeds" in seeds and "(n = 3): 0, 1, 2" in seeds
     assert differs.startswith("data.label_fraction differs (") and "(n = 2): 0.5" in differs
     # The same config and seed again is another column: its times, not its scores, are new.

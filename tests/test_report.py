@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import warnings
+from hashlib import sha256
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -19,9 +20,10 @@ from scipy.spatial.distance import pdist
 from sklearn.datasets import load_digits
 from sklearn.manifold import trustworthiness
 
-from retrieval_jax.report import figures, text
+from retrieval_jax.report import document, figures, text
+from retrieval_jax.report.examples import choose_examples
 from retrieval_jax.report.map import lay_out, tsne
-from retrieval_jax.report.page import choose_examples, main, make, verdict, write_page
+from retrieval_jax.report.page import main, make, verdict, write_page
 from retrieval_jax.report.results import (
     Clustering,
     ClusterScores,
@@ -40,6 +42,7 @@ from retrieval_jax.report.results import (
 from retrieval_jax.runtime.errors import printable
 from retrieval_jax.runtime.records import typed
 
+TEMPLATES = Path(document.__file__).parent / "templates"
 HOSTILE = (
     "<script>alert(1)</script>",
     '"><img src=x onerror=alert(1)>',
@@ -167,21 +170,25 @@ def unlabelled() -> Results:
 
 # fmt: off
 ELEMENTS = {
-    "html", "head", "meta", "title", "style", "body", "main", "header", "section", "h1", "h2",
+    "html", "head", "nav", "script", "noscript", "button", "select", "option", "input", "output",
+    "label", "canvas", "h3", "span",
+    "meta", "title", "style", "body", "main", "header", "section", "h1", "h2",
     "p", "ul", "li", "dl", "div", "dt", "dd", "table", "thead", "tbody", "tr", "th", "td",
-    "figure", "figcaption", "img", "details", "summary", "pre", "strong", "a",
+    "figure", "figcaption", "img", "details", "summary", "pre", "strong", "a", "caption",
 }
 # fmt: on
 
 
 class Page(HTMLParser):
-    """Every element with its attributes, the tables' cells, and the text outside of style."""
+    """Every element with its attributes, the tables' cells, styles and scripts, and the text."""
 
     def __init__(self, source: str):
         super().__init__()
         self.elements: list[tuple[str, dict[str, str | None]]] = []
         self.tables: dict[str, list[list[str]]] = {}
         self.text = ""
+        self.sources: dict[str, list[str]] = {"style": [], "script": []}
+        self.data: dict[str, str] = {}  # JSON by the id of its script
         self._open: list[str] = []
         self._rows: list[list[str]] = []
         self.feed(source)
@@ -190,8 +197,12 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         self.elements.append((tag, dict(attrs)))
-        if tag not in ("meta", "img"):
+        if tag not in ("meta", "img", "input"):
             self._open.append(tag)
+        if tag in self.sources:
+            self._json = dict(attrs).get("id") if "type" in dict(attrs) else None
+            if self._json is None:
+                self.sources[tag].append("")
         if tag == "div" and dict(attrs).get("role") == "region":
             self._rows = self.tables.setdefault(dict(attrs)["aria-label"], [])
         if tag == "tr":
@@ -203,26 +214,40 @@ class Page(HTMLParser):
         assert self._open.pop() == tag
 
     def handle_data(self, data):
-        if "style" not in self._open:
+        if self._open and self._open[-1] in self.sources and self._json:
+            self.data[self._json] = self.data.get(self._json, "") + data
+        elif self._open and self._open[-1] in self.sources:
+            self.sources[self._open[-1]][-1] += data
+        else:
             self.text += data
-        if self._open and self._open[-1] in ("th", "td"):
+        if {"th", "td"} & set(self._open):
             self._rows[-1][-1] += data
 
 
 def assert_inert(page: Page, source: str) -> None:
-    """No script, no handler, nothing that a browser would fetch."""
+    """No handler, no script but the page's own, nothing that a browser would fetch."""
+    own = {path.read_text() for path in TEMPLATES.glob("*.js")}
+    assert set(page.sources["script"]) <= own
     for tag, attributes in page.elements:
         assert tag in ELEMENTS
         assert not any(name.startswith("on") or name == "style" for name in attributes)
+        assert attributes.get("type") in (None, "application/json", "button", "checkbox", "range")
         if tag == "img":
-            assert (attributes["src"] or "").startswith("data:image/png;base64,")
+            assert re.match("data:image/(png|webp);base64,", attributes["src"] or "")
         else:
             assert "src" not in attributes
         assert not re.match(r"[a-z]+:|//", attributes.get("href") or "", re.IGNORECASE)
     assert not re.search(r"url\(|@import", source)
     (policy,) = [a["content"] or "" for _, a in page.elements if a.get("http-equiv")]
-    sources = re.findall(r"(\w+)-src ([^;]+)", policy)
-    assert sources == [("default", "'none'"), ("style", "'unsafe-inline'"), ("img", "data:")]
+    hashes = {
+        kind: " ".join(
+            f"'sha256-{base64.b64encode(sha256(one.encode()).digest()).decode()}'" for one in found
+        )
+        for kind, found in page.sources.items()
+        if found
+    }
+    expected = {"default": "'none'", "img": "data:"} | hashes
+    assert dict(re.findall(r"(\w+)-src ([^;]+)", policy)) == expected
 
 
 def report(tmp_path: Path, content: Results, pictures: dict | None = None) -> Page:
@@ -375,7 +400,7 @@ def test_report_shows_hostile_text_as_text(tmp_path):
     assert "10 files were skipped" in page.text
     assert page.tables["files"][1:] == [[shown[0], f"{shown[1]}; {shown[2]}"], [shown[1], shown[0]]]
     assert "\x1b" not in page.text and "\u202e" not in page.text
-    assert [tag for tag, _ in page.elements if tag in ("script", "b")] == []
+    assert [tag for tag, _ in page.elements if tag == "b"] == []
 
 
 def test_report_without_labels_and_without_epochs(tmp_path):
@@ -422,7 +447,7 @@ def workdir(tmp_path):
     images = rng.integers(0, 256, (60, 8, 8, 1), dtype=np.uint8)
     labels, gallery, queries = rng.integers(0, 3, 60), np.arange(10, 60), np.arange(10)
     neighbours = rng.integers(-1, 50, (10, 7))
-    placed = lay_out(rng.normal(size=(50, 4)), 20, seed=0)
+    placed = lay_out(rng.normal(size=(50, 4)), rng.normal(size=(3, 4)), 20, seed=0)
     examples = choose_examples(
         images, labels, gallery, queries, neighbours, 4,
         reconstructions=images[:10] / np.float32(255), mapped=placed.rows,
@@ -461,8 +486,7 @@ def test_a_workdir_is_all_that_a_report_needs(workdir):
     page = Page(pages[0].decode())
     captions = [attributes["alt"] for tag, attributes in page.elements if tag == "img"]
     assert captions == [
-        "Loss by epoch, fit and validation.",
-        "Queries, and below each its reconstruction.",
+        "Queries, and below each its reconstruction and the error of that.",
         "Queries, and the 5 nearest gallery images of their cluster.",
         "t-SNE of 20 of the 1,637 gallery embeddings.",
     ]
@@ -478,10 +502,10 @@ def test_a_report_without_decoder_labels_or_map(workdir):
     (workdir / "images.json").write_text(json.dumps({"gallery": [*range(50)], "queries": [7] * 10}))
     write(epath.Path(workdir), unlabelled())
     page = Page(make(workdir).read_text())
-    assert sum(tag == "img" for tag, _ in page.elements) == 2 and "files" not in page.tables
+    assert sum(tag == "img" for tag, _ in page.elements) == 1 and "files" not in page.tables
     (workdir / "examples.npz").unlink()
     page = Page(make(workdir).read_text())
-    assert sum(tag == "img" for tag, _ in page.elements) == 1
+    assert sum(tag == "img" for tag, _ in page.elements) == 0
 
 
 def damage_an_archive(workdir):
@@ -799,10 +823,18 @@ def test_tsne_refuses_what_it_cannot_place():
 @pytest.mark.parametrize(("points", "shown"), [(3, 3), (7, 7), (9, 7)])
 def test_a_map_says_which_rows_it_shows(points, shown):
     gallery = np.random.default_rng(0).normal(size=(7, 3))
-    placed = lay_out(gallery, points, seed=5)
+    placed = lay_out(gallery, gallery[:2], points, seed=5)
     assert placed.positions.shape == (shown, 2) and len(set(placed.rows.tolist())) == shown
     assert (np.diff(placed.rows) > 0).all()
     np.testing.assert_array_equal(placed.positions, tsne(gallery[placed.rows], seed=5))
+    assert placed.queries.shape == (2, 2) and np.isfinite(placed.queries).all()
+
+
+def test_queries_are_placed_among_their_neighbours():
+    points, _ = load_digits(return_X_y=True)
+    placed = lay_out(points[:300], points[:300] + 0.01, 250, seed=0)
+    near = np.linalg.norm(placed.queries[placed.rows] - placed.positions, axis=1)
+    assert np.median(near) < 0.05 * np.ptp(placed.positions, axis=0).max()
 
 
 # The text

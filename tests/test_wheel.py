@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import tarfile
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,12 @@ def test_the_wheel_works_outside_the_checkout(tmp_path):
     build = [*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", str(tmp_path), str(ROOT)]
     subprocess.run(build, check=True, timeout=300)
     (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        there = set(archive.namelist())
+    pages = {
+        p for kind in ("html", "css", "js") for p in (ROOT / "retrieval_jax").rglob(f"*.{kind}")
+    }
+    assert len(pages) > 10 and {p.relative_to(ROOT).as_posix() for p in pages} <= there
     site = tmp_path / "site"
     subprocess.run([*pip, "install", "--no-deps", "--target", str(site), str(wheel)], check=True)
 

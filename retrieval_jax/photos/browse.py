@@ -21,20 +21,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from retrieval_jax.photos import pages
 from retrieval_jax.photos.index import Found, PhotoIndex
-from retrieval_jax.photos.pages import STYLE, thumbnail
-from retrieval_jax.report import html
 from retrieval_jax.runtime.errors import UserError, printable
 
 _POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; img-src 'self'; script-src 'self'; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'"
-)
-_STYLE = (
-    "<style>#drop{display:block;border:2px dashed var(--soft);border-radius:.6rem;padding:1.2rem;"
-    "margin:1rem 0}"
-    "#drop.over{border-color:var(--accent)}svg{width:100%;max-height:34rem}"
-    "svg a:hover circle,svg a:focus circle{stroke:var(--ink);stroke-width:.6}</style>"
 )
 _LARGEST = 1 << 26  # bytes of a picture that is dropped
 _NEIGHBOURS, _TYPICAL = 24, 6
@@ -99,59 +92,51 @@ class Site:
 
     def _home(self) -> bytes:
         order = self._index.clusters_by_size()
-        rows = []
-        for number, size in order[: _SHOWN // _TYPICAL]:
-            found = self._index.cluster(number)
-            head = f'<a href="{self.root}cluster/{number}">Cluster {number}</a>'
-            shown = found.first(_TYPICAL)
-            rows.append(f"<h2>{head}: {size:,} photos</h2>{self._figures(shown)}")
-        left = len(order) - len(rows)
-        note = f"<p>{left:,} smaller clusters are not shown.</p>" if left else ""
-        body = (
-            f"<h1>{len(self._index):,} photos in {len(order):,} clusters</h1>"
-            '<label id="drop" class="card">Drop a picture here, or choose one: '
-            '<input id="chooser" type="file" accept="image/*"></label>'
-            '<p id="status" role="status"></p><div id="answer" class="row"></div>'
-            f'{self._map}{"".join(rows)}{note}<script src="{self.root}browse.js" '
-            f'data-root="{self.root}"></script>'
-        )
-        return self._document("Photos", body)
+        groups = [
+            pages.Group(
+                f"Cluster {number}",
+                [self._photos(self._index.cluster(number).first(_TYPICAL))],
+                f"{self.root}cluster/{number}",
+                f": {size:,} photos",
+            )
+            for number, size in order[: _SHOWN // _TYPICAL]
+        ]
+        heading = f"{len(self._index):,} photos in {len(order):,} clusters"
+        left, folder = len(order) - len(groups), Path(__file__).parent
+        more = {"template": folder / "browse.html", "map": self._map, "root": self.root}
+        return self._document("Photos", heading, groups, left=left, **more)
 
     def _like(self, row: int) -> bytes:
         content = self._index.content
         path = content.photos.paths[row]
         found = self._index.nearest(content.rows[row].astype(np.float32), _NEIGHBOURS)
         number = int(content.clusters[row])
-        body = (
-            f'<p><a href="{self.root}">All clusters</a> · '
-            f'<a href="{self.root}cluster/{number}">Cluster {number}</a></p>'
-            f"<h1>Like {html.text(Path(path).name)}</h1>{self._figures(found)}"
-        )
-        return self._document("Photos like one", body)
+        links = [
+            ("All clusters", self.root),
+            (f"Cluster {number}", f"{self.root}cluster/{number}"),
+        ]
+        groups = [pages.Group("", [self._photos(found)])]
+        heading = f"Like {Path(path).name}"
+        return self._document("Photos like one", heading, groups, links=links)
 
     def _cluster(self, number: int) -> bytes:
         found = self._index.cluster(number)
         size = len(found.paths)
-        shown = found.first(_SHOWN)
         more = f", the {_SHOWN} most typical" if size > _SHOWN else ""
-        body = (
-            f'<p><a href="{self.root}">All clusters</a></p><h1>Cluster {number}</h1>'
-            f'<p class="soft">{size:,} photos{more}, with 1 − cosine to the centroid.</p>'
-            f"{self._figures(shown)}"
-        )
-        return self._document(f"Cluster {number}", body)
+        about = f"{size:,} photos{more}, with 1 − cosine to the centroid."
+        groups = [pages.Group("", [self._photos(found.first(_SHOWN))])]
+        title, links = f"Cluster {number}", [("All clusters", self.root)]
+        return self._document(title, title, groups, about=about, links=links)
 
-    def _figures(self, found: Found) -> str:
-        figures = []
+    def _photos(self, found: Found) -> list[pages.Photo]:
+        photos = []
         for path, distance in zip(found.paths, found.distances, strict=True):
-            row, name = self._rows[path], html.text(path)
-            image = f'<img alt="{name}" loading="lazy" src="{self.root}thumbnail/{row}">'
-            caption = f"<figcaption>{distance:.4f} {name}</figcaption>"
-            link = f'<a href="{self.root}like/{row}">{image}</a>'
-            figures.append(f'<figure class="card">{link}{caption}</figure>')
-        return f'<div class="row">{"".join(figures)}</div>'
+            row = self._rows[path]
+            source, url = f"{self.root}thumbnail/{row}", f"{self.root}like/{row}"
+            photos.append(pages.Photo(path, f"{distance:.4f}", source, url))
+        return photos
 
-    def _drawn_map(self) -> str:
+    def _drawn_map(self) -> dict[str, Any]:
         """Photos by their two principal components, each a link to those like it."""
         content, n = self._index.content, len(self._index)
         rng = np.random.default_rng(0)
@@ -162,25 +147,25 @@ class Site:
         places = points @ axes
         places = places - places.min(0)
         places *= 98 / max(float(places.max()), 1e-12)
-        circles = [
-            f'<a href="{self.root}like/{row}"><circle cx="{x + 1:.2f}" cy="{y + 1:.2f}" r=".7" '
-            f'fill="hsl({content.clusters[row] * 137.5 % 360:.0f} 60% 50%)"><title>'
-            f"{html.text(content.photos.paths[row])}</title></circle></a>"
+        shown = [
+            (
+                f"{self.root}like/{row}",
+                f"{x + 1:.2f}",
+                f"{y + 1:.2f}",
+                f"{content.clusters[row] * 137.5 % 360:.0f}",
+                content.photos.paths[row],
+            )
             for row, (x, y) in zip(rows.tolist(), places, strict=True)
         ]
-        height = float(places[:, 1].max()) + 2
-        some = "" if n == len(rows) else f" {len(rows):,} of them, drawn at random."
-        return (
-            f'<h2>Map</h2><p class="soft">Two principal components, coloured by cluster.{some}</p>'
-            f'<svg viewBox="0 0 100 {height:.1f}" role="group" aria-label="Map of the photos">'
-            f"{''.join(circles)}</svg>"
-        )
+        note = "" if n == len(rows) else f" {len(rows):,} of them, drawn at random."
+        height = f"{float(places[:, 1].max()) + 2:.1f}"
+        return {"points": shown, "height": height, "note": note}
 
     def _thumbnail(self, row: int) -> bytes:
-        return thumbnail(self._index.content.photos.paths[row])
+        return pages.thumbnail(self._index.content.photos.paths[row])
 
-    def _document(self, title: str, body: str) -> bytes:
-        document = html.page(title, f"{STYLE}{_STYLE}{body}", policy=_POLICY)
+    def _document(self, title: str, heading: str, groups: list[pages.Group], **more: Any) -> bytes:
+        document = pages.page(title, heading, groups, policy=_POLICY, **more)
         return document.encode("utf-8", "backslashreplace")
 
 

@@ -17,7 +17,7 @@ from retrieval_jax.photos.encoders import Encoder
 from retrieval_jax.photos.export import FORMS
 from retrieval_jax.photos.index import Changes, Found, PhotoIndex
 from retrieval_jax.photos.onnx_encoder import three
-from retrieval_jax.report import html
+from retrieval_jax.report.document import write
 from retrieval_jax.report.text import Parser, say
 from retrieval_jax.runtime.errors import UserError, printable, reason
 from retrieval_jax.runtime.program_cache import keep_programs
@@ -257,7 +257,7 @@ def _print_json(value: Any) -> None:
 
 def _write(page: str, document: str) -> None:
     try:
-        html.write(page, document)
+        write(page, document)
     except OSError as error:
         raise UserError(f"{printable(page)} can't be written ({reason(error)})") from error
     say(f"page: {page}", sys.stdout)

@@ -6,76 +6,89 @@ import base64
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from PIL import Image
 
 from retrieval_jax.data.decode import DecodeError, decode
 from retrieval_jax.photos.duplicates import Duplicates
 from retrieval_jax.photos.index import Found, PhotoIndex
-from retrieval_jax.report import html
+from retrieval_jax.report.document import render
 
 _SIDE = 160
 _TYPICAL, _ODD = 8, 4  # photos of a cluster
 _CLUSTERS = 200
-STYLE = (
-    "<style>.row{display:flex;flex-wrap:wrap;gap:.7rem;margin:.6rem 0}.row figure{width:10rem;"
-    "margin:0;padding:.4rem}.row figcaption{font-size:.78rem}</style>"
-)
+_TEMPLATE = Path(__file__).parent / "photos.html"
+
+
+class Photo(NamedTuple):
+    """A photo of a page: `source` is its thumbnail's address, "" for none, `url` where it leads."""
+
+    path: str
+    note: str
+    source: str
+    url: str = ""
+
+    @property
+    def name(self) -> str:
+        """What a screen reader says."""
+        return Path(self.path).name
+
+
+class Group(NamedTuple):
+    """Rows of photos under a heading, which may lead somewhere and have words beside it."""
+
+    head: str
+    rows: Sequence[Sequence[Photo]]
+    url: str = ""
+    beside: str = ""
+
+
+def page(title: str, heading: str, groups: Sequence[Group], *, about: str = "", **more: Any) -> str:
+    """A page of photos in groups; `more` are `links` to other pages, and clusters `left` out."""
+    values: dict[str, Any] = {"template": _TEMPLATE, "links": (), "left": 0} | more
+    return render(title=title, heading=heading, groups=groups, about=about, **values)
 
 
 def answers(found: Sequence[tuple[str, Found]]) -> str:
     """A page of queries with the photos that were found."""
-    rows = []
+    groups = []
     for image, neighbours in found:
         shown = [
-            _figure(path, f"{distance:.4f}, cluster {cluster}")
+            _photo(path, f"{distance:.4f}, cluster {cluster}")
             for path, distance, cluster in zip(*neighbours, strict=True)
         ]
-        rows.append(f"<h2>{html.text(image)}</h2>{_row([_figure(image, 'query')])}{_row(shown)}")
-    return html.page("Photos", f"{STYLE}<h1>Nearest photos</h1>{''.join(rows)}")
+        groups.append(Group(image, [[_photo(image, "query")], shown]))
+    return page("Photos", "Nearest photos", groups)
 
 
 def duplicates(found: Duplicates) -> str:
     """A page of groups to review."""
-    rows = []
+    groups = []
     for group, exact, distance in zip(*found, strict=True):
         head = "The same bytes" if exact else f"Near, {distance:.4f}"
-        shown = [_figure(path, "keep" if i == 0 else "") for i, path in enumerate(group)]
-        rows.append(f"<h2>{head}</h2>{_row(shown)}")
-    text = f"{len(rows):,} groups. Nothing was deleted; which to keep is a suggestion."
-    body = f'{STYLE}<h1>Duplicates</h1><p class="soft">{text}</p>{"".join(rows)}'
-    return html.page("Duplicates", body)
+        shown = [_photo(path, "keep" if i == 0 else "") for i, path in enumerate(group)]
+        groups.append(Group(head, [shown]))
+    about = f"{len(groups):,} groups. Nothing was deleted; which to keep is a suggestion."
+    return page("Duplicates", "Duplicates", groups, about=about)
 
 
 def clusters(index: PhotoIndex) -> str:
     """A page of galleries: of each cluster the most typical photos, and the least."""
     order = index.clusters_by_size()
-    rows = []
+    groups = []
     for number, size in order[:_CLUSTERS]:
         found = index.cluster(number)
         shown = [
-            _figure(path, f"{distance:.4f}")
+            _photo(path, f"{distance:.4f}")
             for path, distance in zip(found.paths[:_TYPICAL], found.distances, strict=False)
         ]
         odd = list(zip(found.paths, found.distances, strict=True))[_TYPICAL:][-_ODD:]
-        shown += [_figure(path, f"odd, {distance:.4f}") for path, distance in odd]
-        rows.append(f"<h2>Cluster {number}: {size:,} photos</h2>{_row(shown)}")
-    left = len(order) - len(rows)
-    text = f"{len(index):,} photos in {len(order):,} clusters, the largest first; of each the most "
-    text += "typical photos and the oddest, with 1 − cosine to the centroid."
-    text += f" {left:,} smaller clusters are not shown." if left else ""
-    return html.page(
-        "Clusters", f'{STYLE}<h1>Clusters</h1><p class="soft">{text}</p>{"".join(rows)}'
-    )
-
-
-def _row(figures: Sequence[str]) -> str:
-    return f'<div class="row">{"".join(figures)}</div>'
-
-
-def _figure(path: str, note: str) -> str:
-    caption = f"<figcaption>{html.text(note)} {html.text(path)}</figcaption>"
-    return f'<figure class="card">{_thumbnail(path)}{caption}</figure>'
+        shown += [_photo(path, f"odd, {distance:.4f}") for path, distance in odd]
+        groups.append(Group(f"Cluster {number}: {size:,} photos", [shown]))
+    about = f"{len(index):,} photos in {len(order):,} clusters, the largest first; of each the "
+    about += "most typical photos and the oddest, with 1 − cosine to the centroid."
+    return page("Clusters", "Clusters", groups, about=about, left=len(order) - len(groups))
 
 
 def thumbnail(path: str) -> bytes:
@@ -89,8 +102,7 @@ def thumbnail(path: str) -> bytes:
     return file.getvalue()
 
 
-def _thumbnail(path: str) -> str:
-    if not (content := thumbnail(path)):
-        return ""
+def _photo(path: str, note: str) -> Photo:
+    content = thumbnail(path)
     data = base64.b64encode(content).decode()
-    return f'<img alt="{html.text(Path(path).name)}" src="data:image/jpeg;base64,{data}">'
+    return Photo(path, note, f"data:image/jpeg;base64,{data}" if content else "")

@@ -2,7 +2,7 @@
 
     retrieval-jax compare DIR DIR … [--curve KEY [--score NAME]] [--output DIR]
 
-Each DIR is a run's workdir, here or on gs://; everything shown comes from its results.json. Runs
+Each DIR is a run's workdir, here or on gs://; all numbers come from its results.json. Runs
 whose configs differ in the seed alone share a column: mean ± standard deviation, and their number.
 Where the runs are of the same data, chance levels and baselines stand beside them, and the best
 value of each row that judges by classes is marked. A run that has not finished is left out with a
@@ -10,7 +10,8 @@ line.
 
 With --curve a score (NMI of the gallery, or the one named) is shown against a key of the config.
 With --output the table is also written as comparison.md and comparison.html, which link to the
-runs' own reports where these are on this machine, and the curve as curve.png.
+runs' own reports where these are on this machine, and the curve as curve.png. The page overlays the
+losses and, where the runs have one split, sets their answers to the same queries side by side.
 """
 
 import os
@@ -24,7 +25,6 @@ from urllib.parse import quote
 
 from etils import epath
 
-from retrieval_jax.report import html
 from retrieval_jax.report.comparison import (
     Comparison,
     Group,
@@ -34,9 +34,13 @@ from retrieval_jax.report.comparison import (
     compare,
     curves,
     group,
+    in_short,
+    overlaid,
     read_run,
 )
+from retrieval_jax.report.document import chart, render, write
 from retrieval_jax.report.results import Unfinished
+from retrieval_jax.report.side_by_side import side_by_side
 from retrieval_jax.report.text import Parser, columns, say, score, shorten
 from retrieval_jax.runtime.errors import UserError, printable, reason
 from retrieval_jax.runtime.files import as_path, is_remote, make_directory
@@ -74,7 +78,7 @@ def terminal(comparison: Comparison, width: int) -> str:
             lines.append(_line(row, values[start:stop], label, sizes[start:stop]))
         blocks.append("\n".join(lines))
         start = stop
-    notes = [textwrap.fill(printable(note), width) for note in comparison.notes]
+    notes = [textwrap.fill(printable(note), width) for note in comparison.sentences()]
     if any(row.best for row in comparison.rows):
         notes.insert(0, f"{BEST} the best of its row")
     return "\n\n".join([*blocks, *notes])
@@ -127,7 +131,7 @@ def to_markdown(comparison: Comparison, links: Sequence[Link]) -> str:
             part = row.group
         values = [f"**{v}**" if i in row.best else v for i, v in enumerate(row.values)]
         lines.append(" | ".join([f"| {_escape_markdown(row.name)}", *values]) + " |")
-    for note in comparison.notes:
+    for note in comparison.sentences():
         lines += ["", _escape_markdown(note)]
     if links:
         lines += [
@@ -137,26 +141,35 @@ def to_markdown(comparison: Comparison, links: Sequence[Link]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def to_html(comparison: Comparison, links: Sequence[Link]) -> str:
-    """The comparison as a self-contained page."""
+def to_html(comparison: Comparison, links: Sequence[Link], groups: Sequence[Group] = ()) -> str:
+    """The comparison as a self-contained page; of the groups it shows losses and answers too."""
     rows: list[list[str]] = []
     part = None
     for row in comparison.rows:
         if row.group != part:
             rows.append([row.group])
             part = row.group
-        values = [f"{BEST} {v}" if i in row.best else v for i, v in enumerate(row.values)]
-        rows.append([row.name, *values])
-    body = ["<h1>Comparison of runs</h1>"]
-    caption = f"{BEST} marks the best of its row." if any(r.best for r in comparison.rows) else ""
-    body.append(html.table(["", *comparison.heads], rows, caption, label="comparison"))
-    if comparison.notes:
-        notes = "".join(f"<li>{html.text(note)}</li>" for note in comparison.notes)
-        body.append(f'<div class="note"><ul>{notes}</ul></div>')
-    reports = [f'<li><a href="{html.text(k.url)}">{html.text(k.text)}</a></li>' for k in links]
-    if reports:
-        body.append(f"<h2>Reports</h2>\n<ul>{''.join(reports)}</ul>")
-    return html.page("Comparison of runs", "\n".join(body))
+        rows.append([row.name, *_starred(row)])
+    charts = [chart(term, "epoch", "loss", lines) for term, lines in overlaid(groups).items()]
+    return render(
+        "comparison.html",
+        scripts=["charts.js"] * bool(charts),
+        title="Comparison of runs",
+        comparison=comparison,
+        first=[[row.name, row.group, *_starred(row)] for row in in_short(comparison)],
+        groups=len(groups),
+        rows=rows,
+        caption=f"{BEST} marks the best of its row."
+        if any(r.best for r in comparison.rows)
+        else "",
+        answers=side_by_side(groups),
+        charts=charts,
+        links=links,
+    )
+
+
+def _starred(row: Row) -> list[str]:
+    return [f"{BEST} {v}" if i in row.best else v for i, v in enumerate(row.values)]
 
 
 def curve_text(found: Mapping[str, Sequence[Point]], key: str, measure: str) -> str:
@@ -197,7 +210,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             lines += ["", curve_text(drawn, arguments.curve, arguments.score)]
         if arguments.output is not None:
             output = as_path(arguments.output)
-            files = _write(comparison, links(groups, output), output)
+            files = _write(comparison, groups, output)
             if drawn:
                 from retrieval_jax.report.figures import score_curves  # matplotlib takes a second
 
@@ -226,12 +239,13 @@ def _finished(directories: Sequence[epath.Path]) -> list[Run]:
     return runs
 
 
-def _write(comparison: Comparison, links: Sequence[Link], output: epath.Path) -> list[epath.Path]:
+def _write(comparison: Comparison, groups: Sequence[Group], output: epath.Path) -> list[epath.Path]:
     files = [output / "comparison.md", output / "comparison.html"]
     try:
         make_directory(output)
-        html.write(files[0], to_markdown(comparison, links))
-        html.write(files[1], to_html(comparison, links))
+        reports = links(groups, output)
+        write(files[0], to_markdown(comparison, reports))
+        write(files[1], to_html(comparison, reports, groups))
     except OSError as error:
         raise UserError(
             f"{printable(str(output))} can't be written: {reason(error)}; name another --output."

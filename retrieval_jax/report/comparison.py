@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from etils import epath
 
-from retrieval_jax.report.results import Mean, Results, Scores, mean_of, numbers, read
+from retrieval_jax.report.results import Mean, Results, Scores, collapsed, mean_of, numbers, read
 from retrieval_jax.report.text import (
     GROUPS,
     duration,
@@ -21,6 +21,12 @@ from retrieval_jax.report.text import (
 from retrieval_jax.runtime.records import leaves
 
 MISSING = "-"
+# The table of the 2020 report, and what belongs beside it.
+_FIRST = {
+    *((GROUPS[0], name) for name in ("NMI", "RI", "ARI")),
+    *((GROUPS[2], name) for name in ("precision@5", "mAP")),
+    (GROUPS[3], "precision@5"),
+}
 _LOSSES, _TIME = "after the last epoch", "time"
 # How the names of scores begin, in the order of the rows.
 _MEASURES = (
@@ -66,14 +72,36 @@ class Row(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """A table: a heading for each configuration and baseline, rows, and sentences below.
+    """A table: a heading for each configuration and baseline, rows, and sentences beside it.
 
     Names are as the runs have them; whatever shows them makes them harmless.
+
+    Attributes:
+      heads: of the columns: the groups, then chance and baselines.
+      rows: scores, losses and times.
+      notes: what the groups don't share, and what each run has left out.
+      differences: keys of the configs that differ, with a value for each group.
+      collapsed: a sentence for each run whose scores say nothing.
     """
 
     heads: list[str]
     rows: list[Row]
     notes: list[str]
+    differences: list[Row] = []
+    collapsed: list[str] = []
+
+    def sentences(self) -> list[str]:
+        """All that is not in the table, where there is room for sentences alone."""
+        shown, more = self.differences[:_MOST_DIFFERENCES], len(self.differences)
+        differing = [
+            f"{row.name} differs ("
+            + "; ".join(f"{head}: {v}" for head, v in zip(self.heads, row.values, strict=False))
+            + ")."
+            for row in shown
+        ]
+        if more > len(shown):
+            differing.append(f"{more - len(shown)} more keys of the configs differ.")
+        return [*self.collapsed, *self.notes, *differing]
 
 
 class Point(NamedTuple):
@@ -163,7 +191,53 @@ def compare(groups: Sequence[Group]) -> Comparison:
         for name in dict.fromkeys(name for found in values for each in found for name in each):
             shown = _shown((_mean(found, name) for found in values), form)
             rows.append(Row(part, name, shown + [""] * len(others)))
-    return Comparison([group.head for group in groups] + list(others), rows, _notes(groups))
+    varied = _varied([group.config for group in groups])
+    differences = [
+        Row("config", key, [_word(group.config.get(key)) for group in groups]) for key in varied
+    ]
+    heads = [group.head for group in groups] + list(others)
+    return Comparison(heads, rows, _notes(groups), differences, _collapsed(groups))
+
+
+def in_short(comparison: Comparison) -> list[Row]:
+    """The rows that one looks at first: those of the 2020 report's table, or the first of all."""
+    first = [row for row in comparison.rows if (row.group, row.name) in _FIRST]
+    return first or [row for row in comparison.rows if row.group in GROUPS][:6]
+
+
+def overlaid(groups: Sequence[Group]) -> dict[str, dict[str, list[tuple[float, float | None]]]]:
+    """Losses by epoch: term and side → head of the group → points, means over its seeds."""
+    found: dict[str, dict[str, list[tuple[float, float | None]]]] = {}
+    for one in groups:
+        values: dict[str, dict[int, list[float]]] = {}
+        for run in one.runs:
+            for epoch in run.results.training.history:
+                for side, losses in (("fit", epoch.fit), ("validation", epoch.validation)):
+                    for term, value in losses.items():
+                        if value is not None:
+                            by_epoch = values.setdefault(f"{term}, {side}", {})
+                            by_epoch.setdefault(epoch.epoch, []).append(value)
+        for term, by_epoch in values.items():
+            points = [(e, statistics.fmean(v)) for e, v in sorted(by_epoch.items())]
+            found.setdefault(term, {})[one.head] = points  # type: ignore[assignment]
+    return found
+
+
+def _collapsed(groups: Sequence[Group]) -> list[str]:
+    """A sentence for each run whose embeddings are nearly a point, or fill few clusters."""
+    sentences = []
+    for one in groups:
+        for run in one.runs:
+            history, sizes = run.results.training.history, run.results.scores.clustering.sizes
+            why = []
+            if history and collapsed(history[-1].validation):
+                why.append("its validation embeddings are nearly a point or a line")
+            if 2 * sizes.count(0) >= len(sizes):
+                why.append(f"{sizes.count(0):,} of its {len(sizes):,} clusters are empty")
+            if why:
+                seed = f", seed {run.results.provenance.seed}" if len(one.runs) > 1 else ""
+                sentences.append(f"{one.head}{seed} has collapsed: {' and '.join(why)}.")
+    return sentences
 
 
 def curves(groups: Sequence[Group], key: str, measure: str) -> dict[str, list[Point]]:
@@ -307,12 +381,6 @@ def _notes(groups: Sequence[Group]) -> list[str]:
         if len(found) > 1:
             each = "; ".join(f"{', '.join(having)}: {value}" for value, having in found.items())
             notes.append(f"The runs have different {what}, so {consequence} ({each}).")
-    varied = _varied([one.config for one in groups])
-    for key in varied[:_MOST_DIFFERENCES]:
-        values = "; ".join(f"{one.head}: {_word(one.config.get(key))}" for one in groups)
-        notes.append(f"{key} differs ({values}).")
-    if len(varied) > _MOST_DIFFERENCES:
-        notes.append(f"{len(varied) - _MOST_DIFFERENCES} more keys of the configs differ.")
     for one in groups:
         for run in one.runs:
             whose = one.head if len(one.runs) == 1 else str(run.directory)

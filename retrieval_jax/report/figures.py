@@ -214,7 +214,9 @@ def score_curves(
 
 
 def reconstructions(images: np.ndarray, reconstructions: np.ndarray, path: epath.PathLike) -> None:
-    """Draws the first ten images above their reconstructions.
+    """Draws the first ten images above their reconstructions and the absolute errors.
+
+    Errors are the darker the larger, alike in all images: full ink is the largest of them.
 
     Args:
       images: uint8, or floats in [0, 1], [n, h, w, c]; three channels are RGB, any other
@@ -232,15 +234,21 @@ def reconstructions(images: np.ndarray, reconstructions: np.ndarray, path: epath
         )
     size, gap, margin = 0.72, 0.06, 0.12
     count = min(len(images), 10)
-    width, height = 2 * margin + max(count, 4) * (size + gap) - gap, 2 * size + 0.9
+    width, height = 2 * margin + max(count, 4) * (size + gap) - gap, 3 * (size + 0.36) + margin
+    shown, made = _displayable(images[:count]), _displayable(reconstructions[:count])
+    errors = np.abs(shown - made).mean(axis=-1, keepdims=True)
+    most = float(errors.max())
+    rows = {
+        "images": shown,
+        "reconstructions": made,
+        f"absolute error, {most:.2f} at most": np.repeat(1 - errors / (most or 1.0), 3, axis=-1),
+    }
     with _figure(path, width, height) as figure:
         axes = _canvas(figure)
-        tops = (0.36, 0.36 + size + 0.36)
-        for name, batch, top in zip(
-            ("images", "reconstructions"), (images, reconstructions), tops, strict=True
-        ):
+        for row, (name, batch) in enumerate(rows.items()):
+            top = 0.36 + row * (size + 0.36)
             axes.text(margin, top - 0.09, name, fontsize=10)
-            for column, image in enumerate(_displayable(batch[:count])):
+            for column, image in enumerate(batch):
                 _draw(axes, image, margin + column * (size + gap), top, size).set_visible(False)
 
 

@@ -1,32 +1,48 @@
 """t-SNE: embeddings laid out in the plane for the eye."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 
 class Map(NamedTuple):
-    """Where some rows of the gallery are on the map.
+    """Where some rows of the gallery, and the first queries, are on the map.
 
     Attributes:
       positions: float32 [m, 2].
       rows: int64 [m], ascending, rows of the gallery's embeddings.
+      queries: float32 [p, 2].
     """
 
     positions: np.ndarray
     rows: np.ndarray
+    queries: np.ndarray
 
 
-def lay_out(gallery: np.ndarray, points: int, seed: int) -> Map:
+def lay_out(gallery: np.ndarray, queries: np.ndarray, points: int, seed: int) -> Map:
     """The map of at most `points` of the gallery embeddings [n, d], drawn by the seed.
 
+    The queries [p, d] are placed on the finished map, each between its three nearest.
+
     Example:
-      >>> lay_out(np.eye(4), points=3, seed=0).positions.shape
-      (3, 2)
+      >>> found = lay_out(np.eye(4), np.eye(4)[:1], points=3, seed=0)
+      >>> found.positions.shape, found.queries.shape
+      ((3, 2), (1, 2))
     """
     sample = np.random.default_rng(seed).permutation(len(gallery))
     rows = np.sort(sample[:points])
-    return Map(tsne(gallery[rows], seed), rows)
+    layout = _fitted(gallery[rows], seed, 30.0)
+    positions = np.asarray(layout, np.float32)
+    queries = np.asarray(queries, np.float64)
+    if not len(queries) or not len(rows):
+        placed = np.zeros((len(queries), 2))
+    elif hasattr(layout, "prepare_partial"):
+        # Its optimization moved all queries alike, by as much as a group's width, in some maps.
+        placed = layout.prepare_partial(queries, initialization="weighted", k=3)
+    else:
+        far = np.linalg.norm(queries[:, None] - gallery[rows], axis=2)
+        placed = positions[far.argmin(1)]
+    return Map(positions, rows, np.asarray(placed, np.float32))
 
 
 def tsne(embeddings: np.ndarray, seed: int, *, perplexity: float = 30.0) -> np.ndarray:
@@ -56,6 +72,11 @@ def tsne(embeddings: np.ndarray, seed: int, *, perplexity: float = 30.0) -> np.n
     >>> tsne(np.eye(3), seed=0).shape
     (3, 2)
     """
+    return np.asarray(_fitted(embeddings, seed, perplexity), np.float32)
+
+
+def _fitted(embeddings: np.ndarray, seed: int, perplexity: float) -> Any:
+    """openTSNE's layout, which can place more points; or principal components as an array."""
     points = np.asarray(embeddings, np.float64)
     if points.ndim != 2:
         raise ValueError(f"embeddings should be [n, d], their shape is {points.shape}.")
@@ -63,7 +84,7 @@ def tsne(embeddings: np.ndarray, seed: int, *, perplexity: float = 30.0) -> np.n
         raise ValueError("embeddings should be finite, there is a NaN or an infinite value.")
     start = _principal_components(points)
     if len(points) < 5 or not start.any():
-        return start.astype(np.float32)
+        return start
 
     from openTSNE import TSNE  # takes seconds to import
 
@@ -71,14 +92,13 @@ def tsne(embeddings: np.ndarray, seed: int, *, perplexity: float = 30.0) -> np.n
     # A spread of 1e-4 keeps the first steps stable whatever the scale of the embeddings.
     start /= start.std(axis=0).max()
     start = 1e-4 * (start + np.random.default_rng(seed).normal(0.0, 0.01, start.shape))
-    layout = TSNE(
+    return TSNE(
         perplexity=min(perplexity, (len(points) - 1) / 3),
         initialization=start,
         random_state=seed,
         # Threads cost more than they bring below a few thousand points.
         n_jobs=-1 if len(points) > 5000 else 1,
     ).fit(points)
-    return np.asarray(layout, np.float32)
 
 
 def _principal_components(points: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
@@ -353,6 +353,17 @@ def finished(workdir: epath.Path, origin: str | None = None) -> Results | None:
     except (OSError, UserError):
         return None
     return results
+
+
+def collapsed(validation: Mapping[str, float | None]) -> bool:
+    """Whether a validation's embeddings are nearly a point, or nearly a line.
+
+    Example:
+      >>> collapsed({"effective_rank": 40.0, "spread": 0.5}), collapsed({})
+      (False, False)
+    """
+    spread, rank = validation.get("spread"), validation.get("effective_rank")
+    return (spread is not None and spread < 0.01) or (rank is not None and rank < 1.05)
 
 
 def numbers(results: Results) -> dict[tuple[str, ...], float]:

@@ -18,6 +18,7 @@ from jax.typing import ArrayLike
 from retrieval_jax.embedder import embedding, map_rows, on_rows
 from retrieval_jax.numerics.keys import key_for
 from retrieval_jax.objectives import TOTAL, totalled
+from retrieval_jax.report.results import collapsed
 from retrieval_jax.runtime import devices, hosts
 from retrieval_jax.runtime.errors import Interrupted, UserError
 from retrieval_jax.runtime.files import copy_files, is_remote
@@ -37,7 +38,7 @@ from retrieval_jax.training.epoch import (
     validation_batches,
 )
 from retrieval_jax.training.logs import MetricLog
-from retrieval_jax.training.monitor import collapsed, spread_of
+from retrieval_jax.training.monitor import spread_of
 from retrieval_jax.training.step import TrainState, create_state
 
 # Rows of a device's share when terms refresh their memory: k-means draws from blocks of as many.

@@ -1,4 +1,4 @@
-"""What picks the best checkpoint, and whether embeddings have collapsed."""
+"""What picks the best checkpoint, and how far embeddings are spread."""
 
 from __future__ import annotations
 
@@ -108,13 +108,3 @@ def spread_of(gram: np.ndarray) -> dict[str, float]:
     shares = variances[variances > 0] / whole
     rank = float(np.exp(-(shares * np.log(shares)).sum()))
     return {"effective_rank": rank, "spread": math.sqrt(min(whole / length, 1.0))}
-
-
-def collapsed(row: dict[str, float]) -> bool:
-    """Whether a validation's embeddings are nearly a point, or nearly a line.
-
-    Example:
-      >>> collapsed({"effective_rank": 40.0, "spread": 0.5}), collapsed({})
-      (False, False)
-    """
-    return row.get("spread", 1.0) < 0.01 or row.get("effective_rank", 2.0) < 1.05
