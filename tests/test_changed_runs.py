@@ -109,12 +109,14 @@ def edit(path, **changes):
 
 
 def test_what_is_not_the_runs_own_is_made_again(finished, copy, capsys):
-    with np.load(copy / "clusters.npz") as archive:
-        edit(copy / "clusters.npz", gallery=archive["gallery"][::-1])
-    (copy / "images.json").write_text("{}")
     before = (copy / "embeddings.npz").stat().st_mtime_ns
+    (copy / "images.json").write_text("{}")
     assert report([str(copy)]) == 2
     assert "images.json is not the file that the run left there" in capsys.readouterr().err
+    with np.load(copy / "clusters.npz") as archive:
+        edit(copy / "clusters.npz", gallery=archive["gallery"][::-1])
+    assert report([str(copy)]) == 2
+    assert "clusters.npz is not the file that the run left there" in capsys.readouterr().err
     assert run(copy) == 0
     said = capsys.readouterr().out
     assert "this run is complete" not in said and "epoch 1/" not in said
