@@ -76,7 +76,9 @@ def read_checkpoint(path: Path) -> dict[str, np.ndarray]:
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise UserError(f"{printable(str(path))} can't be read ({reason(error)})") from error
+        raise UserError(
+            f"{printable(str(path))} can't be read ({reason(error)}): {_INSTALL}"
+        ) from error
     if hashlib.sha256(content).hexdigest() != SHA256:
         raise UserError(
             f"{printable(str(path))} is not the known file of weights: pip uninstall "

@@ -157,7 +157,9 @@ def _preprocessor(
     except FileNotFoundError:
         return None, None, None
     except (OSError, ValueError) as error:
-        raise UserError(f"{printable(str(file))} can't be read ({reason(error)})") from error
+        raise UserError(
+            f"{printable(str(file))} can't be read ({reason(error)}): repair or remove it"
+        ) from error
     try:
         side = config.get("crop_size", config.get("size"))
         if isinstance(side, dict):

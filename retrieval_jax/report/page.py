@@ -49,7 +49,8 @@ def make(workdir: epath.PathLike) -> epath.Path:
             return write_page(workdir, results, draw(workdir, results))
     except OSError as error:
         raise UserError(
-            f"the report of {printable(str(workdir))} can't be made: {reason(error)}."
+            f"the report of {printable(str(workdir))} can't be made ({reason(error)}): check "
+            "that it may be written and has room."
         ) from None
 
 

@@ -272,11 +272,15 @@ def read(workdir: epath.PathLike) -> Results:
     except FileNotFoundError:
         raise Unfinished(f"{shown} is missing: the run there has not finished.") from None
     except OSError as error:
-        raise UserError(f"{shown} can't be read: {reason(error)}.") from None
+        raise UserError(
+            f"{shown} can't be read ({reason(error)}): check that this machine may read it."
+        ) from None
     except ValueError:
         raise UserError(f"{shown} is broken, it is not JSON: repeat the run's command.") from None
     if not isinstance(content, dict) or "format" not in content:
-        raise UserError(f"{shown} is not the results file of a run of this project.")
+        raise UserError(
+            f"{shown} is not the results file of a run: name the workdir of a finished one."
+        )
     if "crc32" in content:  # not in those of earlier versions
         try:
             content = unsealed(content)
@@ -290,10 +294,12 @@ def read(workdir: epath.PathLike) -> Results:
 
             return _sound(from_format_1(typed(Results1, content)))
     except RecordError as error:
-        raise UserError(f"{shown} is broken: {printable(str(error))}.") from None
+        raise UserError(
+            f"{shown} is broken ({printable(str(error))}): repeat the run's command."
+        ) from None
     raise UserError(
-        f"{shown} has format {printable(repr(content['format']))[:40]}; this version of the "
-        f"project reads formats 1 and {FORMAT}."
+        f"{shown} has format {printable(repr(content['format']))[:40]}, and this version reads 1 "
+        f"and {FORMAT}: read it with the version that wrote it."
     )
 
 
