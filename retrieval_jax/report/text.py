@@ -176,4 +176,6 @@ def say(text: str, stream: TextIO) -> None:
         silence(stream)
     except OSError as error:
         silence(stream)
-        raise UserError(f"the output can't be written ({reason(error)}): send it elsewhere") from error
+        raise UserError(
+            f"the output can't be written ({reason(error)}): send it elsewhere"
+        ) from error
