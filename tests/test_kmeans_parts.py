@@ -183,6 +183,13 @@ def test_draws_in_proportion_to_mass():
         np.testing.assert_allclose(shares, expected / expected.sum(), atol=1e-4)
 
 
+@pytest.mark.fast
+def test_the_least_draw_skips_blocks_without_mass():
+    mass = jnp.repeat(jnp.array([0.0, 0.0, 1.0]), BLOCK)
+    row, mine = draw(as_points(np.zeros((3 * BLOCK, 1))), mass, jnp.zeros(1))
+    assert row.tolist() == [2 * BLOCK] and mine.all()
+
+
 def test_random_points_of_different_blocks_are_drawn_independently():
     rows = jnp.arange(4 * BLOCK)
     (drawn,) = random_points(as_points(rows[:, None]), KEY, 100)
