@@ -13,17 +13,20 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from retrieval_jax.models.convs import conv_from_narrow, conv_wide
+from retrieval_jax.models.convs import conv_wide
 from retrieval_jax.models.encoders import check_momentum, check_widths, max_pool_2x2
 
 _HE = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
 class ConvNorm(nn.Module):
-    """A 3×3 convolution of stride 1 without bias, and BatchNorm.
+    """A 3×3 convolution of stride 1 without bias, a 2×2 max-pool where one is asked for, BatchNorm.
+
+    The pool comes first: BatchNorm and all behind it then see a quarter of the values.
 
     Attributes:
       features: of the result.
+      pool: whether the sides are halved.
       momentum: share of the old in BatchNorm's running statistics, per step.
       axis_name: mapped axis over which BatchNorm's batch statistics are averaged in training.
       dtype: what it computes in; parameters and statistics are float32.
@@ -33,12 +36,13 @@ class ConvNorm(nn.Module):
     momentum: float
     axis_name: str | None
     dtype: jax.typing.DTypeLike
+    pool: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         kernel = self.param("kernel", _HE, (3, 3, x.shape[-1], self.features))
-        convolve = conv_from_narrow if x.shape[-1] <= 4 else conv_wide
-        x = convolve(x.astype(self.dtype), kernel.astype(self.dtype))
+        x = conv_wide(x.astype(self.dtype), kernel.astype(self.dtype))
+        x = max_pool_2x2(x) if self.pool else x
         return nn.BatchNorm(
             not train,
             momentum=self.momentum,
@@ -49,7 +53,7 @@ class ConvNorm(nn.Module):
 
 
 class PooledResNet(nn.Module):
-    """Stages of convolution, BatchNorm, ReLU and 2×2 max-pool, with residual blocks behind some.
+    """Stages of convolution, 2×2 max-pool, BatchNorm and ReLU, with residual blocks behind some.
 
     Attributes:
       widths: features of each stage.
@@ -82,9 +86,7 @@ class PooledResNet(nn.Module):
         for i, (features, pool, blocks) in enumerate(
             zip(self.widths, self.pooled, self.blocks, strict=True), 1
         ):
-            x = make(features, name=f"stage{i}")(x, train)
-            x = max_pool_2x2(x) if pool else x
-            x = nn.relu(x)  # behind the pool: of a quarter of the values
+            x = nn.relu(make(features, pool=pool, name=f"stage{i}")(x, train))
             for j in range(1, blocks + 1):
                 inner = nn.relu(make(features, name=f"stage{i}_block{j}_conv1")(x, train))
                 x += nn.relu(make(features, name=f"stage{i}_block{j}_conv2")(inner, train))
