@@ -13,72 +13,35 @@ import argparse
 import os
 import statistics
 from collections.abc import Callable
-from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 # Before the peers are imported: threads that wait must not take the cores of whose turn it is.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ["KERAS_BACKEND"] = "tensorflow"
 
-import jax  # noqa: E402
 import keras  # noqa: E402
 import numpy as np  # noqa: E402
 import tensorflow as tf  # noqa: E402
 import torch  # noqa: E402
 from torch import nn  # noqa: E402
 
+from benchmarks import epochs  # noqa: E402
+from benchmarks.epochs import Work  # noqa: E402
 from benchmarks.interleaved import table_row, times  # noqa: E402
-from retrieval_jax import build, config  # noqa: E402
-from retrieval_jax.embedder import embedding, map_rows, on_rows  # noqa: E402
+from retrieval_jax import config  # noqa: E402
 from retrieval_jax.main import with_huge_pages  # noqa: E402
-from retrieval_jax.runtime import devices, provenance  # noqa: E402
-from retrieval_jax.training.epoch import (  # noqa: E402
-    DataSet,
-    Epoch,
-    epoch_order,
-    fit_steps,
-    no_totals,
-)
-from retrieval_jax.training.step import create_state  # noqa: E402
+from retrieval_jax.runtime import provenance  # noqa: E402
 
 CLASSES = 10
 
 
-class Work(NamedTuple):
-    """What each contender can do with its own copy of the images."""
-
-    steps: Callable[[], Any]  # of one epoch
-    embed: Callable[[], Any]  # all of them
-
-
 def ours(images: np.ndarray, labels: np.ndarray, hint: bool, batch: int) -> Work:
-    """This project's step, as `training.loop` calls it, and its embedding."""
+    """This project's, by the default config."""
     settings = config.default()
     settings.training.batch_size = batch
     settings.objective.classification.weight = float(hint)
-    recipe = build.recipe(settings, build.Sizes(images.shape[1:], CLASSES, len(images)))
-    key = jax.random.key(0)
-    state = create_state(recipe.model, recipe.objective, recipe.optimizer, key, images.shape[1:])
-    state = devices.on_every_device(state)
-    none_yet = devices.on_every_device(no_totals(recipe))
-    data = devices.on_every_device(DataSet(images, labels))
-    run = devices.mapped(partial(fit_steps, recipe), donate=(0,))
-    order = devices.mapped(partial(epoch_order, recipe, len(images)))(state)
-
-    def epoch() -> Any:
-        nonlocal state
-        going, late = Epoch(state, jax.tree.map(lambda x: x.copy(), none_yet)), []
-        for _ in range(0, len(images) // batch, recipe.steps_per_call):
-            going, totals = run(going, data, order, order)
-            late.append(totals)
-            if len(late) > 1:
-                devices.from_first_device(late.pop(0))
-        state = going.state
-        return devices.from_first_device(late)
-
-    rows = on_rows(embedding(recipe.model))
-    return Work(epoch, lambda: map_rows(rows, state.variables, images, batch))
+    return epochs.ours(settings, images, labels, CLASSES)
 
 
 def by_torch(images: np.ndarray, labels: np.ndarray, hint: bool, batch: int) -> Work:

@@ -82,6 +82,7 @@ def experiment(c: ConfigDict) -> Experiment:
         checkpoint_seconds=c.training.checkpoint_seconds,
         profile_steps=c.training.profile_steps,
         average=c.embedding.average,
+        precise_batchnorm=c.embedding.precise_batchnorm,
         normalize=c.embedding.normalize,
         layer=c.embedding.layer,
         projector=config.record(c.model.projector),

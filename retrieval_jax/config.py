@@ -120,6 +120,7 @@ def default() -> ConfigDict:
     embedding.layer = "backbone"  # that embeds: "backbone", or "projection", the projector's
     embedding.crops = 0  # side of nine crops whose unit embeddings are averaged; 0: the whole image
     embedding.average = False  # validate and embed with the averaged network
+    embedding.precise_batchnorm = False  # BatchNorm by the final weights, not its running averages
     embedding.normalize = False  # scale each embedding to length 1
     embedding.batch_size = 128  # images per call, over all devices; validation uses it too
 

@@ -55,6 +55,7 @@ class Experiment(NamedTuple):
     checkpoint_seconds: float
     profile_steps: int
     average: bool
+    precise_batchnorm: bool  # re-estimate BatchNorm's statistics after training
     normalize: bool
     layer: str  # that embeds: "backbone" or "projection"
     projector: dict[str, Any]  # its keys, to build it again

@@ -59,6 +59,7 @@ from retrieval_jax.runtime.progress import say
 from retrieval_jax.runtime.records import plain, typed
 from retrieval_jax.runtime.stage_cache import kept
 from retrieval_jax.runtime.workdir import check_path, held
+from retrieval_jax.training.batch_statistics import reestimated
 from retrieval_jax.training.checkpoints import Checkpoints
 from retrieval_jax.training.epoch import DataSet, Recipe
 from retrieval_jax.training.labels import budgeted
@@ -129,12 +130,11 @@ def run(
             say("this run is complete")
             return previous
         with stage("train"), interruption.deferred() as asked_to_stop:
-            trained = fit(
+            trained, variables = fit(
                 experiment, workdir, data, parts, recipe, started, asked_to_stop, origin=origin
             )
             # Of all epochs, those before an interruption included.
             seconds["train"] = sum(row["seconds"] for row in trained.history)
-            variables = trained.state.judged(experiment.average)
         with stage("embed"):
             embed = partial(
                 embedder.Embedder.from_state,
@@ -270,8 +270,8 @@ def fit(
     started: float,
     asked_to_stop: Callable[[], bool] = lambda: False,
     origin: str = "",
-) -> Trained:
-    """Trains, or takes up what the workdir holds, and leaves the model there."""
+) -> tuple[Trained, dict[str, Any]]:
+    """Trains, or takes up what the workdir holds; leaves there what embeds, and returns it too."""
     labels = training_labels(experiment, data, parts)
     fit_set, validation_set = (
         DataSet(
@@ -300,6 +300,10 @@ def fit(
             f"the workdir holds {len(trained.history)} epochs, more than training.epochs, "
             f"{recipe.epochs}; raise it, or give another --workdir"
         )
+    variables = trained.state.judged(experiment.average)
+    if experiment.precise_batchnorm:
+        crops = experiment.crops
+        variables = reestimated(recipe.model, variables, fit_set.images, crops=crops)
     if hosts.is_first():
         description = {
             "encoder": experiment.encoder,
@@ -308,8 +312,8 @@ def fit(
             "crops": experiment.crops,
             "image_shape": list(data.images.shape[1:]),
         }
-        save_model(workdir, trained.state.judged(experiment.average), description)
-    return trained
+        save_model(workdir, variables, description)
+    return trained, variables
 
 
 def training_labels(experiment: Experiment, data: ImageSet, parts: Split) -> np.ndarray:

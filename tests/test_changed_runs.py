@@ -61,6 +61,7 @@ def copy(finished, tmp_path):
         ("retrieval.neighbours=7", ("neighbours.npz",)),
         ("clustering.k=4", ("clusters.npz", "neighbours.npz")),
         ("embedding.normalize=True", FILES),
+        ("embedding.precise_batchnorm=True", FILES),
         ("name=another", ()),
     ],
 )
