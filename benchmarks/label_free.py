@@ -1,5 +1,6 @@
 """Training without labels beside lightly (PyTorch): images/s, and NMI after the same minutes.
 
+    pip install lightly torchvision
     python -m benchmarks.label_free [--minutes 5 --data DIR]
 
 One process, the same images, encoder (three convolutions), projector, optimizer, batches, and

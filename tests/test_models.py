@@ -290,8 +290,20 @@ FORMS = [
 ]
 
 
-@pytest.mark.parametrize(("fast", "plain"), FORMS)
-@pytest.mark.parametrize("shape", [(3, 5, 7, 4, 6), (1, 1, 1, 1, 1), (1, 2, 9, 1, 5)])
+SHAPES = [(3, 5, 7, 4, 6), (1, 1, 1, 1, 1), (1, 2, 9, 1, 5)]
+IN_CHUNKS = [
+    (10, 32, 32, 8, 16),  # two chunks of five images
+    (11, 32, 32, 8, 16),  # a prime number of them, filled up with zeros
+    (31, 32, 32, 3, 5),  # from an image's channels
+    (23, 8, 8, 128, 128),
+]
+
+
+@pytest.mark.parametrize(
+    ("fast", "plain", "shape"),
+    [(*form, shape) for form in FORMS for shape in SHAPES]
+    + [(conv_wide, plain_conv, shape) for shape in IN_CHUNKS],
+)
 def test_a_convolution_equals_the_plain_layer_with_its_gradients(fast, plain, shape):
     n, height, width, ci, co = shape
     rng = np.random.default_rng(0)
