@@ -28,7 +28,7 @@ def get_config() -> ConfigDict:
     crops.jitter.update(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1)
     crops.grayscale.probability = 0.2
     c.training.batch_size = 64
-    c.training.epochs = 6  # of 712 steps
+    c.training.epochs = 11  # of 712 steps
     c.optimizer.learning_rate = 3e-3
     c.optimizer.decay = "cosine"
     # Projections cluster better than the backbone here, and crops are what they were trained on.
