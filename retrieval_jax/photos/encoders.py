@@ -26,6 +26,7 @@ if TYPE_CHECKING:  # with Flax it takes as long to import as all else that a que
 
 _PRETRAINED, _RUN, _FUNCTION, READY = "efficientnet_lite0", "run", "function", "embeddings"
 _ONNX = "onnx"
+_BLOCK = 4096  # embeddings that are checked at a time
 
 
 class Encoder(NamedTuple):
@@ -218,7 +219,7 @@ def batch_size() -> int:
 
 
 def ready_embeddings(file: str) -> dict[str, np.ndarray]:
-    """File name → embedding.
+    """File name → embedding, float [d].
 
     Args:
       file: an .npz with the arrays "names" [n] and "embeddings" [n, d]; an .npy [n, d], with the
@@ -244,14 +245,16 @@ def ready_embeddings(file: str) -> dict[str, np.ndarray]:
         or names.ndim != 1
         or rows.ndim != 2
         or rows.dtype.kind != "f"
-        or len(names) != len(rows)
+        or not 0 < len(names) == len(rows)
     ):
         raise UserError(f"{shown} must hold names, strings [n], and embeddings, floats [n, d]")
     if len(set(names.tolist())) < len(names):
         raise UserError(f"{shown} names a photo twice: give each one embedding")
-    if not np.isfinite(rows).all() or not (rows != 0).any(1).all():
-        raise UserError(f"{shown} holds embeddings that are 0, infinite or no numbers")
-    return dict(zip(names.tolist(), rows.astype(np.float32), strict=True))
+    for first in range(0, len(rows), _BLOCK):  # they stay on disk
+        part = rows[first : first + _BLOCK]
+        if not np.isfinite(part).all() or not (part != 0).any(1).all():
+            raise UserError(f"{shown} holds embeddings that are 0, infinite or no numbers")
+    return dict(zip(names.tolist(), np.asarray(rows), strict=True))
 
 
 _Named = tuple[np.ndarray | None, np.ndarray | None]

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -129,15 +129,10 @@ class PhotoIndex:
                         f"no photo in {printable(str(folder))} can be read "
                         f"({found.unreadable[0]}): repair or replace them"
                     )
-                labels, centroids = _clustered(found.rows, clusters)
-                content = store.Content(
-                    description,
-                    [os.path.abspath(folder)],
-                    [],
-                    *_by_cluster(found.photos, found.rows, labels),
-                    centroids,
+                folders = [os.path.abspath(folder)]
+                store.write(
+                    directory, arranged(description, folders, found.photos, found.rows, clusters)
                 )
-                store.write(directory, content)
                 shutil.rmtree(directory / "parts", ignore_errors=True)
         index = cls(directory, store.read(directory), encoder)
         unreadable = listing.complaints + found.unreadable
@@ -185,12 +180,12 @@ class PhotoIndex:
             sizes, times, pixels = unknown
             digests, hashes = np.zeros((n, 32), np.uint8), np.zeros(n, np.uint64)
             photos = store.Photos(paths, sizes, times, digests, hashes, pixels)
-            arranged = _by_cluster(photos, units, clusters["gallery"].astype(np.int32))
+            by_cluster = _by_cluster(photos, units, clusters["gallery"].astype(np.int32))
         except (OSError, ValueError, LookupError, TypeError) as error:
             raise UserError(
                 f"the run {shown} can't be asked ({reason(error)}); finish it again"
             ) from error
-        content = store.Content(encoder.description, [], [], *arranged, centroids)
+        content = store.Content(encoder.description, [], [], *by_cluster, centroids)
         return cls(Path(workdir), content, encoder)
 
     def __len__(self) -> int:
@@ -432,6 +427,26 @@ class PhotoIndex:
         self._content = store.read(self._directory)
 
 
+def arranged(
+    encoder: dict[str, Any],
+    folders: list[str],
+    photos: store.Photos,
+    rows: np.ndarray,
+    clusters: int | None = None,
+) -> store.Content:
+    """Clusters photos, and puts those of a cluster together.
+
+    Args:
+      encoder: its description.
+      folders: absolute paths.
+      photos: n.
+      rows: float16 [n, d], unit vectors.
+      clusters: how many; None for √n.
+    """
+    labels, centroids = _clustered(rows, clusters)
+    return store.Content(encoder, folders, [], *_by_cluster(photos, rows, labels), centroids)
+
+
 def _from_embeddings(
     folder: Path, paths: list[Path], embeddings: dict[str, np.ndarray]
 ) -> Embedded:
@@ -445,7 +460,7 @@ def _from_embeddings(
             "paths relative to it"
         )
     chosen = [path for path in paths if path in vectors]
-    return described(chosen, np.stack([vectors[path] for path in chosen]))
+    return described(chosen, [vectors[path] for path in chosen])
 
 
 def _clustered(rows: np.ndarray, clusters: int | None) -> tuple[np.ndarray, np.ndarray]:
@@ -453,11 +468,16 @@ def _clustered(rows: np.ndarray, clusters: int | None) -> tuple[np.ndarray, np.n
     n = len(rows)
     k = min(clusters or max(1, round(n**0.5)), n)  # some files may have been unreadable
     rng = np.random.default_rng(0)
-    some = rows if n <= _FITTED else rows[np.sort(rng.choice(n, _FITTED, replace=False))]
+    some = np.sort(rng.choice(n, min(n, _FITTED), replace=False))
     from retrieval_jax.kmeans import kmeans  # not for a query
 
     found = kmeans(
-        jax.random.key(0), some.astype(np.float32), k, restarts=1, max_iterations=25, spherical=True
+        jax.random.key(0),
+        rows[some].astype(np.float32),
+        k,
+        restarts=1,
+        max_iterations=25,
+        spherical=True,
     )
     centroids = np.asarray(found.centroids, np.float32)
     return _assigned(rows, centroids), centroids
