@@ -4,27 +4,25 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import jax
 import numpy as np
 from etils import epath
 
 from retrieval_jax.data.lite0_weights import SHA256, SIZE, lite0_params
-from retrieval_jax.photos import lite0_program, onnx_encoder
+from retrieval_jax.photos import lite0_numpy, onnx_encoder
 from retrieval_jax.photos.onnx_encoder import size_of, three
 from retrieval_jax.runtime.errors import UserError, printable, reason
 from retrieval_jax.runtime.files import as_path, map_array, read_arrays
 from retrieval_jax.runtime.memory import require
 from retrieval_jax.runtime.origins import file_checksum
 
-if TYPE_CHECKING:  # with Flax it takes as long to import as all else that a query needs
+if TYPE_CHECKING:  # JAX and Flax take longer to import than all that a query needs
     from retrieval_jax.embedder import Embedder
 
-_PRETRAINED, _RUN, _FUNCTION, READY = "efficientnet_lite0", "run", "function", "embeddings"
+PRETRAINED, _RUN, _FUNCTION, READY = "efficientnet_lite0", "run", "function", "embeddings"
 _ONNX = "onnx"
 _BLOCK = 4096  # embeddings that are checked at a time
 
@@ -37,15 +35,15 @@ class Encoder(NamedTuple):
       shape: (h, w, c) of the images that it takes.
       crop: whether photos keep their aspect ratio and are cropped, or are squeezed as in a run.
       embedder: images per call → `Embedder`.
-      single: makes a function of one image [1, h, w, c] that is ready sooner than `embedder(1)`;
-        None where there is none.
+      single: a function of one image uint8 [1, h, w, c] that answers sooner than `embedder(1)`
+        can be made; None where there is none.
     """
 
     description: dict[str, Any]
     shape: tuple[int, int, int]
     crop: bool
     embedder: Callable[[int], Embedder]
-    single: Callable[[], Callable[[np.ndarray], np.ndarray]] | None = None
+    single: Callable[[np.ndarray], np.ndarray] | None = None
 
 
 def pretrained() -> Encoder:
@@ -64,11 +62,11 @@ def pretrained() -> Encoder:
         return Embedder.from_state(EfficientNetLite0(), variables, normalize=True, batch=batch)
 
     return Encoder(
-        {"kind": _PRETRAINED, "sha256": SHA256},
+        {"kind": PRETRAINED, "sha256": SHA256},
         (SIZE, SIZE, 3),
         True,
         embedder,
-        partial(lite0_program.single, params),
+        lambda images: lite0_numpy.features(params, images[0])[None],
     )
 
 
@@ -178,7 +176,7 @@ def of_index(description: dict[str, Any]) -> Encoder:
       UserError: it is gone, has changed, or can't be known from a description.
     """
     kind = description.get("kind")
-    if kind == _PRETRAINED:
+    if kind == PRETRAINED:
         encoder = pretrained()
     elif kind == _RUN and isinstance(description.get("workdir"), str):
         encoder = of_run(description["workdir"])
@@ -215,6 +213,8 @@ def check_same(description: dict[str, Any], encoder: Encoder) -> None:
 
 def batch_size() -> int:
     """Images per call: few on a CPU, whose caches they should fit."""
+    import jax
+
     return 32 if jax.default_backend() == "cpu" else 256
 
 

@@ -10,7 +10,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from etils import epath
 
@@ -388,7 +387,7 @@ class PhotoIndex:
     @cached_property
     def _embedder(self) -> Callable[[np.ndarray], np.ndarray]:
         encoder = self.encoder
-        return encoder.embedder(1) if encoder.single is None else encoder.single()
+        return encoder.embedder(1) if encoder.single is None else encoder.single
 
     @contextmanager
     def _changing(self) -> Iterator[store.Content]:
@@ -469,7 +468,9 @@ def _clustered(rows: np.ndarray, clusters: int | None) -> tuple[np.ndarray, np.n
     k = min(clusters or max(1, round(n**0.5)), n)  # some files may have been unreadable
     rng = np.random.default_rng(0)
     some = np.sort(rng.choice(n, min(n, _FITTED), replace=False))
-    from retrieval_jax.kmeans import kmeans  # not for a query
+    import jax  # not for a query
+
+    from retrieval_jax.kmeans import kmeans
 
     found = kmeans(
         jax.random.key(0),
