@@ -26,7 +26,7 @@ from retrieval_jax.photos import PhotoIndex, store
 from retrieval_jax.photos.index import arranged
 from retrieval_jax.runtime import provenance
 
-WIDTH, DIRECTIONS, BLOCK = 1280, 3000, 10_000
+WIDTH, DIRECTIONS, BLOCK = 1280, 3000, 1000
 MORE = 100  # queries after the first
 
 
@@ -34,12 +34,15 @@ def write_rows(path: Path, count: int) -> None:
     """Unit embeddings as float16 [count, WIDTH]."""
     rng = np.random.default_rng(0)
     directions = rng.standard_normal((DIRECTIONS, WIDTH), np.float32)
-    rows = np.lib.format.open_memmap(path, "w+", np.float16, (count, WIDTH))
-    for first in range(0, count, BLOCK):
-        part = directions[rng.integers(DIRECTIONS, size=min(BLOCK, count - first))]
-        part = part + rng.standard_normal(part.shape, np.float32)
-        rows[first : first + BLOCK] = part / np.linalg.norm(part, axis=1, keepdims=True)
-    rows.flush()
+    # Not mapped: pages of it would count as memory of the processes that this one starts.
+    with path.open("wb") as file:
+        header = {"descr": "<f2", "fortran_order": False, "shape": (count, WIDTH)}
+        np.lib.format.write_array_header_1_0(file, header)
+        for first in range(0, count, BLOCK):
+            part = directions[rng.integers(DIRECTIONS, size=min(BLOCK, count - first))]
+            part = part + rng.standard_normal(part.shape, np.float32)
+            part /= np.linalg.norm(part, axis=1, keepdims=True)
+            file.write(part.astype("<f2").tobytes())
 
 
 def write_pictures(folder: Path, count: int) -> list[str]:
