@@ -132,10 +132,21 @@ def show(folder: Path, packages: Path | None) -> None:
                 [Path(path).stem for path in [group["keep"], *group["others"]]]
                 for group in json.loads(done.output)
             ]
-    opened = PhotoIndex.open(index)
+    show_found(files, planted, PhotoIndex.open(index), groups, answers)
+
+
+def show_found(
+    files: list[Path],
+    planted: list[str],
+    index: PhotoIndex,
+    groups: dict[str, list[list[str]]],
+    answers: str,
+) -> None:
+    """Prints what was found: answers, the groups of copies, the nearest of each planted one."""
+    row_of = {Path(path).stem: row for row, path in enumerate(index.content.photos.paths)}
 
     def by_index(name: str) -> list[str]:
-        found = opened.query(folder / "photos" / f"{name}.jpg", 7, None)
+        found = index.nearest(index.content.rows[row_of[name]].astype(np.float32), 7, None)
         return [Path(path).stem for path in found.paths]
 
     print(f"\nNearest to {HELD_OUT}, which is not in the index: {answers}\n")

@@ -101,52 +101,31 @@ OBJECTIVES: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 
 def projected(
-    task: Task,
-    seed: int,
-    objective: str,
-    hidden: int,
-    rate: float,
-    steps: int,
-    width: int = 256,
+    task: Task, seed: int, objective: str, rate: float, steps: int, width: int = 256
 ) -> Adapted:
-    """Makes views agree: linear, from the principal axes, or an MLP, from chance."""
+    """A linear projection, from the principal axes on, that makes an image's views agree."""
     mean = task.gallery.mean(0)
     several = jnp.asarray(np.concatenate([task.gallery[None], task.views]) - mean) * 30
-    key = jax.random.key(seed)
-    if hidden:
-        shapes = [(1280, hidden), (hidden, width)]
-        params = [
-            jax.random.normal(jax.random.fold_in(key, i), shape) * (2 / shape[0]) ** 0.5
-            for i, shape in enumerate(shapes)
-        ]
-    else:
-        axes = np.linalg.svd(task.gallery - mean, full_matrices=False)[2]
-        params = [jnp.asarray(axes[:width].T)]
-
-    def apply(params: list[jax.Array], rows: jax.Array) -> jax.Array:
-        for layer in params[:-1]:
-            rows = jax.nn.relu(rows @ layer)
-        return rows @ params[-1]
-
+    axes = np.linalg.svd(task.gallery - mean, full_matrices=False)[2]
     optimizer = optax.adamw(optax.cosine_decay_schedule(rate, steps), weight_decay=1e-4)
 
     @jax.jit
-    def fit(params: list[jax.Array]) -> list[jax.Array]:
+    def fit(matrix: jax.Array) -> jax.Array:
         def step(i: jax.Array, state: tuple[Any, Any]) -> tuple[Any, Any]:
-            params, memory = state
-            of_rows, of_views = jax.random.split(jax.random.fold_in(key, i + 100))
+            matrix, memory = state
+            of_rows, of_views = jax.random.split(jax.random.fold_in(jax.random.key(seed), i + 100))
             size = min(BATCH, several.shape[1])
             rows = jax.random.choice(of_rows, several.shape[1], (size,), replace=False)
             pair = jax.random.choice(of_views, len(several), (2,), replace=False)
             batch = several[pair][:, rows]
-            gradient = jax.grad(lambda p: OBJECTIVES[objective](apply(p, batch)))(params)
-            change, memory = optimizer.update(gradient, memory, params)
-            return optax.apply_updates(params, change), memory
+            gradient = jax.grad(lambda m: OBJECTIVES[objective](batch @ m))(matrix)
+            change, memory = optimizer.update(gradient, memory, matrix)
+            return optax.apply_updates(matrix, change), memory
 
-        return jax.lax.fori_loop(0, steps, step, (params, optimizer.init(params)))[0]
+        return jax.lax.fori_loop(0, steps, step, (matrix, optimizer.init(matrix)))[0]
 
-    fitted = fit(params)
-    return lambda rows: _unit(np.asarray(apply(fitted, (rows - mean) * 30)))
+    fitted = np.asarray(fit(jnp.asarray(axes[:width].T)))
+    return lambda rows: _unit((rows - mean) @ fitted)
 
 
 def settings() -> dict[str, list[dict[str, Any]]]:
@@ -162,8 +141,7 @@ def settings() -> dict[str, list[dict[str, Any]]]:
         "centred": [{}],
         "whitened": shrunk + [{"shrinkage": s, "width": 256} for s in (0.1, 1.0)],
         "whitened within": shrunk,
-        "linear projection": [{"hidden": 0, **s} for s in trained],
-        "MLP": [{"hidden": 512, **s} for s in trained],
+        "projected": trained,
     }
 
 
@@ -172,8 +150,7 @@ FAMILIES: dict[str, Callable[..., Adapted]] = {
     "centred": centred,
     "whitened": whitened,
     "whitened within": whitened_within,
-    "linear projection": projected,
-    "MLP": projected,
+    "projected": projected,
 }
 
 
