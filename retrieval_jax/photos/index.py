@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from etils import epath
@@ -20,7 +20,7 @@ from retrieval_jax.photos.reading import Embedded, described, embedded, find_pho
 from retrieval_jax.runtime.errors import UserError, printable, reason
 from retrieval_jax.runtime.files import as_path, in_one_sentence, read_arrays, read_json
 
-_FITTED = 50_000  # photos that k-means sees
+_FITTED = 40_000  # photos that k-means sees; 40 for each cluster of a million
 _BLOCK = 16_384  # rows that are compared at a time
 
 
@@ -128,10 +128,15 @@ class PhotoIndex:
                         f"no photo in {printable(str(folder))} can be read "
                         f"({found.unreadable[0]}): repair or replace them"
                     )
-                folders = [os.path.abspath(folder)]
-                store.write(
-                    directory, arranged(description, folders, found.photos, found.rows, clusters)
+                labels, centroids = _clustered(found.rows, clusters)
+                content = store.Content(
+                    description,
+                    [os.path.abspath(folder)],
+                    [],
+                    *_by_cluster(found.photos, found.rows, labels),
+                    centroids,
                 )
+                store.write(directory, content)
                 shutil.rmtree(directory / "parts", ignore_errors=True)
         index = cls(directory, store.read(directory), encoder)
         unreadable = listing.complaints + found.unreadable
@@ -179,12 +184,12 @@ class PhotoIndex:
             sizes, times, pixels = unknown
             digests, hashes = np.zeros((n, 32), np.uint8), np.zeros(n, np.uint64)
             photos = store.Photos(paths, sizes, times, digests, hashes, pixels)
-            by_cluster = _by_cluster(photos, units, clusters["gallery"].astype(np.int32))
+            arranged = _by_cluster(photos, units, clusters["gallery"].astype(np.int32))
         except (OSError, ValueError, LookupError, TypeError) as error:
             raise UserError(
                 f"the run {shown} can't be asked ({reason(error)}); finish it again"
             ) from error
-        content = store.Content(encoder.description, [], [], *by_cluster, centroids)
+        content = store.Content(encoder.description, [], [], *arranged, centroids)
         return cls(Path(workdir), content, encoder)
 
     def __len__(self) -> int:
@@ -424,26 +429,6 @@ class PhotoIndex:
         store.write(self._directory, content._replace(photos=photos, rows=rows, clusters=labels))
         shutil.rmtree(self._directory / "parts", ignore_errors=True)
         self._content = store.read(self._directory)
-
-
-def arranged(
-    encoder: dict[str, Any],
-    folders: list[str],
-    photos: store.Photos,
-    rows: np.ndarray,
-    clusters: int | None = None,
-) -> store.Content:
-    """Clusters photos, and puts those of a cluster together.
-
-    Args:
-      encoder: its description.
-      folders: absolute paths.
-      photos: n.
-      rows: float16 [n, d], unit vectors.
-      clusters: how many; None for √n.
-    """
-    labels, centroids = _clustered(rows, clusters)
-    return store.Content(encoder, folders, [], *_by_cluster(photos, rows, labels), centroids)
 
 
 def _from_embeddings(
