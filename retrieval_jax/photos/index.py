@@ -20,7 +20,7 @@ from retrieval_jax.photos.reading import Embedded, described, embedded, find_pho
 from retrieval_jax.runtime.errors import UserError, printable, reason
 from retrieval_jax.runtime.files import as_path, in_one_sentence, read_arrays, read_json
 
-_FITTED = 32_000  # photos that k-means sees
+_FITTED = 50_000  # photos that k-means sees
 _BLOCK = 16_384  # rows that are compared at a time
 
 
