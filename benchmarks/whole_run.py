@@ -31,6 +31,7 @@ class Finished(NamedTuple):
     seconds: float
     peak_mb: float  # resident memory, 1e6 bytes
     output: str
+    cpu_seconds: float  # of all its threads
 
 
 def finished(command: list[str], environment: dict[str, str]) -> Finished:
@@ -49,7 +50,8 @@ def finished(command: list[str], environment: dict[str, str]) -> Finished:
         output = log.read()
     if status:
         raise SystemExit(f"{output}\n{command} ended with {process.returncode}")
-    return Finished(seconds, usage.ru_maxrss * 1024 / 1e6, output)
+    cpu = usage.ru_utime + usage.ru_stime
+    return Finished(seconds, usage.ru_maxrss * 1024 / 1e6, output, cpu)
 
 
 def seconds_to_first_step(command: list[str], environment: dict[str, str]) -> str:

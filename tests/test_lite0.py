@@ -1,5 +1,8 @@
 """The pretrained network against plain NumPy in float64, and against torch where it is."""
 
+import json
+import subprocess
+import sys
 from importlib.util import find_spec
 
 import jax
@@ -8,14 +11,17 @@ import numpy as np
 import pytest
 from etils import epath
 from flax.traverse_util import flatten_dict, unflatten_dict
+from PIL import Image
 
 from retrieval_jax import build, config, pipeline
 from retrieval_jax.data import lite0_weights
+from retrieval_jax.data.decode import decode
 from retrieval_jax.data.images import ImageSet
 from retrieval_jax.data.lite0_weights import checkpoint, lite0_params, read_checkpoint
 from retrieval_jax.embedder import Embedder
 from retrieval_jax.models.lite0 import EfficientNetLite0, depthwise, efficientnet_lite0, halving
-from retrieval_jax.photos import lite0_program
+from retrieval_jax.photos import PhotoIndex, lite0_numpy
+from retrieval_jax.photos.encoders import pretrained
 from retrieval_jax.runtime.errors import UserError
 
 pytestmark = pytest.mark.skipif(
@@ -148,24 +154,37 @@ def test_weights_that_are_not_installed_are_named(monkeypatch):
         checkpoint()
 
 
-def test_a_query_takes_the_kept_program_and_makes_a_damaged_one_again(
-    variables, tmp_path, monkeypatch
-):
+@pytest.mark.fast
+@pytest.mark.parametrize(("height", "width"), [(224, 224), (64, 96)])
+def test_one_image_in_numpy_is_as_the_network_has_it(height, width):
     params = lite0_params()
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    image = np.random.default_rng(4).integers(0, 256, (1, 224, 224, 3), np.uint8)
-    found = lite0_program.single(params)(image)
-    model = EfficientNetLite0()
-    expected = jax.jit(lambda v, x: model.apply(v, x, method="embed"))(variables, image / 255)
-    np.testing.assert_allclose(found, expected / np.linalg.norm(expected), atol=1e-5)
-    (file,) = tmp_path.rglob("*.npz")
-    kept, traced = file.read_bytes(), lite0_program._traced
-    monkeypatch.setattr(lite0_program, "_traced", None)
-    np.testing.assert_array_equal(lite0_program.single(params)(image), found)
-    file.write_bytes(kept[: len(kept) // 2])
-    monkeypatch.setattr(lite0_program, "_traced", traced)
-    np.testing.assert_array_equal(lite0_program.single(params)(image), found)
-    assert len(file.read_bytes()) == len(kept)
+    image = np.random.default_rng(4).integers(0, 256, (height, width, 3), np.uint8)
+    found = lite0_numpy.features(params, image)
+    expected, _ = plain_network(read_checkpoint(checkpoint()), image / 255)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+@pytest.mark.fast
+def test_a_query_of_the_pretrained_network_needs_neither_jax_nor_jinja(tmp_path):
+    Image.fromarray(np.random.default_rng(5).integers(0, 256, (90, 70, 3), np.uint8)).save(
+        tmp_path / "a.png"
+    )
+    ready = {"a.png": pretrained().single(decode(tmp_path / "a.png", 224, crop=True)[None])[0]}
+    PhotoIndex.create(tmp_path / "index", tmp_path, embeddings=ready)
+    manifest = tmp_path / "index" / "index.json"
+    described = json.loads(manifest.read_text()) | {"encoder": pretrained().description}
+    manifest.write_text(json.dumps(described))
+    arguments = [str(tmp_path / "index"), str(tmp_path / "a.png")]
+    program = (
+        "import sys\nfrom retrieval_jax.photos.command import main\n"
+        f"main('query', {arguments})\n"
+        "print(sorted({'jax', 'flax', 'jinja2', 'sklearn', 'scipy'} & set(sys.modules)))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    _, answer, imported = done.stdout.splitlines()
+    assert (answer.split()[0], imported) == ("0.0000", "[]")
 
 
 @pytest.mark.skipif(find_spec("torch") is None, reason="without torch")

@@ -542,6 +542,14 @@ def flawed_embeddings(place, name):
             np.save(file, np.array([{}, {}]), allow_pickle=True)
         case "infinite":
             np.save(file, rows * np.inf)
+        case "late":
+            rows = np.ones((5000, 3), np.float16)
+            rows[4999, 2] = np.nan
+            np.save(file, rows)
+            names = "".join(f"{i}.png\n" for i in range(5000))
+        case "none":
+            np.save(file, rows[:0])
+            names = ""
         case "columns":
             parquet.write_table(pyarrow.table({"path": ["a"], "vector": [[1.0]]}), file)
         case "ragged":
@@ -566,6 +574,8 @@ def flawed_embeddings(place, name):
         *((f"{kind}.npy", "can't be read as embeddings") for kind in ("alone", "bomb", "pickle")),
         ("twice.npy", "names a photo twice"),
         ("infinite.npy", "infinite"),
+        ("late.npy", "no numbers"),
+        ("none.npy", "must hold names"),
         *((f"{kind}.parquet", "can't be read") for kind in ("columns", "ragged", "null", "flat")),
         ("text.parquet", "must hold names"),
     ],

@@ -12,23 +12,22 @@ from typing import Any
 from etils import epath
 
 from retrieval_jax.data.cache import cache_home
-from retrieval_jax.photos import browse, encoders, export, pages, store
+from retrieval_jax.photos import encoders, export, store
 from retrieval_jax.photos.encoders import Encoder
-from retrieval_jax.photos.export import FORMS
 from retrieval_jax.photos.index import Changes, Found, PhotoIndex
 from retrieval_jax.photos.onnx_encoder import three
-from retrieval_jax.report.document import write
 from retrieval_jax.report.text import Parser, say
 from retrieval_jax.runtime.errors import UserError, printable, reason
-from retrieval_jax.runtime.program_cache import keep_programs
 from retrieval_jax.runtime.progress import complain
 
 _LISTED = 20  # files of a kind that are named one by one
+_COMPILE = ("index", "add", "refresh", "browse")
 
 
 def main(command: str, arguments: Sequence[str]) -> int:
     """Does what the command line says; returns the exit status."""
-    keep_programs(str(cache_home() / "programs"))
+    if command in _COMPILE:
+        _keep_programs()
     try:
         options = _parser(command).parse_args(arguments)
         options.do(options)
@@ -36,6 +35,12 @@ def main(command: str, arguments: Sequence[str]) -> int:
         complain(f"error: {error}")
         return 2
     return 0
+
+
+def _keep_programs() -> None:
+    from retrieval_jax.runtime.program_cache import keep_programs  # it imports JAX
+
+    keep_programs(str(cache_home() / "programs"))
 
 
 def _parser(command: str) -> argparse.ArgumentParser:
@@ -97,7 +102,7 @@ def _parser(command: str) -> argparse.ArgumentParser:
         form.add_argument("--csv", metavar="FILE", help="write path, cluster and distance")
         form.add_argument("--links", metavar="DIR", help="make a folder of links for each")
     if command == "export":
-        parser.add_argument("--to", choices=FORMS, required=True)
+        parser.add_argument("--to", choices=export.FORMS, required=True)
         parser.add_argument("--output", required=True, metavar="DIR", help="new directory")
     if command in ("query", "duplicates"):
         form = parser.add_mutually_exclusive_group()
@@ -124,11 +129,15 @@ def _index(options: argparse.Namespace) -> None:
 
 def _query(options: argparse.Namespace) -> None:
     index = _index_or_run(options.index, _encoder(options))
+    if index.content.encoder.get("kind") not in (encoders.PRETRAINED, encoders.READY):
+        _keep_programs()
     probes = None if options.exhaustive else options.probes
     answers = [(image, index.query(image, options.neighbours, probes)) for image in options.images]
     if options.json:
         _print_json([{"query": image, **_plain(found)} for image, found in answers])
     elif options.html:
+        from retrieval_jax.photos import pages  # Jinja: not for other answers
+
         _write(options.html, pages.answers(answers))
     else:
         for image, found in answers:
@@ -161,6 +170,8 @@ def _duplicates(options: argparse.Namespace) -> None:
             [{"keep": g[0], "others": g[1:], "exact": e, "distance": d} for g, e, d in groups]
         )
     elif options.html:
+        from retrieval_jax.photos import pages
+
         _write(options.html, pages.duplicates(found))
     elif options.paths:  # what could go: all but the one to keep
         for group in found.groups:
@@ -177,6 +188,8 @@ def _duplicates(options: argparse.Namespace) -> None:
 def _clusters(options: argparse.Namespace) -> None:
     index = _index_or_run(options.index)
     if options.html:
+        from retrieval_jax.photos import pages
+
         _write(options.html, pages.clusters(index))
     elif options.csv:
         export.table(index, options.csv)
@@ -197,6 +210,8 @@ def _export(options: argparse.Namespace) -> None:
 
 
 def _browse(options: argparse.Namespace) -> None:
+    from retrieval_jax.photos import browse
+
     index = _index_or_run(options.index, _encoder(options))
     try:
         server, address = browse.server(index, options.port)
@@ -256,6 +271,8 @@ def _print_json(value: Any) -> None:
 
 
 def _write(page: str, document: str) -> None:
+    from retrieval_jax.report.document import write
+
     try:
         write(page, document)
     except OSError as error:

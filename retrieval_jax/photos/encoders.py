@@ -4,28 +4,27 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import jax
 import numpy as np
 from etils import epath
 
 from retrieval_jax.data.lite0_weights import SHA256, SIZE, lite0_params
-from retrieval_jax.photos import lite0_program, onnx_encoder
+from retrieval_jax.photos import lite0_numpy, onnx_encoder
 from retrieval_jax.photos.onnx_encoder import size_of, three
 from retrieval_jax.runtime.errors import UserError, printable, reason
 from retrieval_jax.runtime.files import as_path, map_array, read_arrays
 from retrieval_jax.runtime.memory import require
 from retrieval_jax.runtime.origins import file_checksum
 
-if TYPE_CHECKING:  # with Flax it takes as long to import as all else that a query needs
+if TYPE_CHECKING:  # JAX and Flax take longer to import than all that a query needs
     from retrieval_jax.embedder import Embedder
 
-_PRETRAINED, _RUN, _FUNCTION, READY = "efficientnet_lite0", "run", "function", "embeddings"
+PRETRAINED, _RUN, _FUNCTION, READY = "efficientnet_lite0", "run", "function", "embeddings"
 _ONNX = "onnx"
+_BLOCK = 4096  # embeddings that are checked at a time
 
 
 class Encoder(NamedTuple):
@@ -36,15 +35,15 @@ class Encoder(NamedTuple):
       shape: (h, w, c) of the images that it takes.
       crop: whether photos keep their aspect ratio and are cropped, or are squeezed as in a run.
       embedder: images per call → `Embedder`.
-      single: makes a function of one image [1, h, w, c] that is ready sooner than `embedder(1)`;
-        None where there is none.
+      single: a function of one image uint8 [1, h, w, c] that answers sooner than `embedder(1)`
+        can be made; None where there is none.
     """
 
     description: dict[str, Any]
     shape: tuple[int, int, int]
     crop: bool
     embedder: Callable[[int], Embedder]
-    single: Callable[[], Callable[[np.ndarray], np.ndarray]] | None = None
+    single: Callable[[np.ndarray], np.ndarray] | None = None
 
 
 def pretrained() -> Encoder:
@@ -63,11 +62,11 @@ def pretrained() -> Encoder:
         return Embedder.from_state(EfficientNetLite0(), variables, normalize=True, batch=batch)
 
     return Encoder(
-        {"kind": _PRETRAINED, "sha256": SHA256},
+        {"kind": PRETRAINED, "sha256": SHA256},
         (SIZE, SIZE, 3),
         True,
         embedder,
-        partial(lite0_program.single, params),
+        lambda images: lite0_numpy.features(params, images[0])[None],
     )
 
 
@@ -177,7 +176,7 @@ def of_index(description: dict[str, Any]) -> Encoder:
       UserError: it is gone, has changed, or can't be known from a description.
     """
     kind = description.get("kind")
-    if kind == _PRETRAINED:
+    if kind == PRETRAINED:
         encoder = pretrained()
     elif kind == _RUN and isinstance(description.get("workdir"), str):
         encoder = of_run(description["workdir"])
@@ -214,11 +213,13 @@ def check_same(description: dict[str, Any], encoder: Encoder) -> None:
 
 def batch_size() -> int:
     """Images per call: few on a CPU, whose caches they should fit."""
+    import jax
+
     return 32 if jax.default_backend() == "cpu" else 256
 
 
 def ready_embeddings(file: str) -> dict[str, np.ndarray]:
-    """File name → embedding.
+    """File name → embedding, float [d].
 
     Args:
       file: an .npz with the arrays "names" [n] and "embeddings" [n, d]; an .npy [n, d], with the
@@ -244,14 +245,16 @@ def ready_embeddings(file: str) -> dict[str, np.ndarray]:
         or names.ndim != 1
         or rows.ndim != 2
         or rows.dtype.kind != "f"
-        or len(names) != len(rows)
+        or not 0 < len(names) == len(rows)
     ):
         raise UserError(f"{shown} must hold names, strings [n], and embeddings, floats [n, d]")
     if len(set(names.tolist())) < len(names):
         raise UserError(f"{shown} names a photo twice: give each one embedding")
-    if not np.isfinite(rows).all() or not (rows != 0).any(1).all():
-        raise UserError(f"{shown} holds embeddings that are 0, infinite or no numbers")
-    return dict(zip(names.tolist(), rows.astype(np.float32), strict=True))
+    for first in range(0, len(rows), _BLOCK):  # they stay on disk
+        part = rows[first : first + _BLOCK]
+        if not np.isfinite(part).all() or not (part != 0).any(1).all():
+            raise UserError(f"{shown} holds embeddings that are 0, infinite or no numbers")
+    return dict(zip(names.tolist(), np.asarray(rows), strict=True))
 
 
 _Named = tuple[np.ndarray | None, np.ndarray | None]

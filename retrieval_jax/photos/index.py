@@ -10,7 +10,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
-import jax
 import numpy as np
 from etils import epath
 
@@ -393,7 +392,7 @@ class PhotoIndex:
     @cached_property
     def _embedder(self) -> Callable[[np.ndarray], np.ndarray]:
         encoder = self.encoder
-        return encoder.embedder(1) if encoder.single is None else encoder.single()
+        return encoder.embedder(1) if encoder.single is None else encoder.single
 
     @contextmanager
     def _changing(self) -> Iterator[store.Content]:
@@ -445,7 +444,7 @@ def _from_embeddings(
             "paths relative to it"
         )
     chosen = [path for path in paths if path in vectors]
-    return described(chosen, np.stack([vectors[path] for path in chosen]))
+    return described(chosen, [vectors[path] for path in chosen])
 
 
 def _clustered(rows: np.ndarray, clusters: int | None) -> tuple[np.ndarray, np.ndarray]:
@@ -453,11 +452,18 @@ def _clustered(rows: np.ndarray, clusters: int | None) -> tuple[np.ndarray, np.n
     n = len(rows)
     k = min(clusters or max(1, round(n**0.5)), n)  # some files may have been unreadable
     rng = np.random.default_rng(0)
-    some = rows if n <= _FITTED else rows[np.sort(rng.choice(n, _FITTED, replace=False))]
-    from retrieval_jax.kmeans import kmeans  # not for a query
+    some = np.sort(rng.choice(n, min(n, _FITTED), replace=False))
+    import jax  # not for a query
+
+    from retrieval_jax.kmeans import kmeans
 
     found = kmeans(
-        jax.random.key(0), some.astype(np.float32), k, restarts=1, max_iterations=25, spherical=True
+        jax.random.key(0),
+        rows[some].astype(np.float32),
+        k,
+        restarts=1,
+        max_iterations=25,
+        spherical=True,
     )
     centroids = np.asarray(found.centroids, np.float32)
     return _assigned(rows, centroids), centroids

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import reduce
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -192,22 +193,25 @@ def embedded(paths: list[Path], encoder: Encoder, keep: Path) -> Embedded:
     return _joined(parts, paths, files)
 
 
-def described(paths: list[Path], vectors: np.ndarray) -> Embedded:
-    """The same for files whose embeddings, float32 [n, d], are there already."""
+def described(paths: list[Path], vectors: Sequence[np.ndarray]) -> Embedded:
+    """The same for files whose embeddings, n of float [d], are there already."""
     from retrieval_jax.embedder import Embedder  # slow to import: not for a query
 
     files = _Files(paths, (224, 224, 3), True)
     read = Embedder.from_function(lambda images: images[:, 0, 0, :1], batch=64)
     read(LazyImages(files.read, np.arange(len(paths)), files.shape))
-    good = np.array([not why for why in files.reasons], bool)
-    return _joined([(files.taken(np.flatnonzero(good)), _unit(vectors)[good])], paths, files)
+    good = np.flatnonzero([not why for why in files.reasons])
+    rows = np.empty((len(good), len(vectors[0])), np.float16)
+    for first in range(0, len(good), _CHUNK):  # of a file that may be larger than the memory
+        some = [vectors[row] for row in good[first : first + _CHUNK]]
+        rows[first : first + _CHUNK] = _unit(np.stack(some).astype(np.float32))
+    return _joined([(files.taken(good), rows)], paths, files)
 
 
 def _joined(parts: list[tuple[Photos, np.ndarray]], paths: list[Path], files: _Files) -> Embedded:
     """One entry for each wanted path, the newest, in the order of paths."""
-    photos, rows = parts[0]
-    for more, further in parts[1:]:
-        photos, rows = photos.joined(more), np.concatenate([rows, further])
+    photos = reduce(Photos.joined, (photos for photos, _ in parts))
+    rows = np.concatenate([rows for _, rows in parts])
     newest = {path: row for row, path in enumerate(photos.paths)}
     order = np.array([newest[str(path)] for path in paths if str(path) in newest], int)
     unreadable = [
