@@ -1,11 +1,13 @@
 """Passes of Lloyd's algorithm that leave out the distances which bounds decide.
 
-The bounds are taken in a few dimensions; what they leave open is, as a rule, little more than the
-points that change their cluster. The labels are those of a dense pass.
+The bounds are taken in a few dimensions, and of centroids that moved; what they leave open is, as a
+rule, little more than the points that change their cluster. The labels are those of a dense pass.
 
 References:
   C. Elkan, "Using the triangle inequality to accelerate k-means", ICML 2003, for bounds that skip
-    distances; those here are of projections and need no memory of earlier passes.
+    distances.
+  T. Kaukoranta, P. Fränti and O. Nevalainen, "A fast exact GLA based on code vector activity
+    detection", IEEE Trans. Image Processing, 2000, for skipping centroids that did not move.
 """
 
 from functools import partial
@@ -55,16 +57,17 @@ def pruned_passes(points: Points, k: int) -> Passes:
     n, d = points.values.shape
     basis = _basis(points)
     features = _all_features(points, basis)
+    spared = 1 - features.shape[1] / d
 
     def following(centroids, before, statistics: Statistics) -> Statistics:
-        labels, count, lower = statistics.memory
+        labels, _, lower, poor = statistics.memory
         means = statistics.sums / jnp.where(statistics.mass > 0, statistics.mass, 1)[:, None]
         further = ((centroids - means) ** 2 - (before - means) ** 2).sum(1)
         moved = (centroids != before).any(1)
         many = moved.sum() > _MANY * k
-        bounds = partial(_bounds, points, centroids, moved | many, labels)
+        looked_at = moved | many
+        bounds = partial(_bounds, points, centroids, looked_at, labels)
         lower = jnp.where(many, jnp.inf, lower)
-        poor = count > n // 2
         is_open, lower = lax.cond(
             poor, lambda: bounds(lower), lambda: bounds(lower, basis, features)
         )
@@ -76,13 +79,14 @@ def pruned_passes(points: Points, k: int) -> Passes:
         )
         inertia = statistics.inertia + (statistics.mass * further).sum() - gain
         inertia = jnp.where(left == 0, inertia_of_rows, jnp.maximum(inertia, 0))
-        # Nothing is known of the bounds in few dimensions before the second pass.
-        count = jnp.where(poor, n, jnp.where(labels[0] == k, 0, count))
-        memory = changes.labels, count, changes.lower
+        # Few dimensions must spare more than they leave open; what they do is not known at first.
+        poor |= (labels[0] < k) & (count / n > spared * looked_at.mean())
+        memory = changes.labels, count, changes.lower, poor
         return Statistics(statistics.sums + sums, mass, inertia, memory)
 
     # No point is in a cluster: the first pass leaves all of them open.
-    memory = jnp.full(n, k, jnp.int32), jnp.int32(0), jnp.full(n, -jnp.inf, points.dtype)
+    lower = jnp.full(n, -jnp.inf, points.dtype)
+    memory = jnp.full(n, k, jnp.int32), jnp.int32(0), lower, jnp.bool_(False)
     return Passes(no_statistics(k, d, points.dtype)._replace(memory=memory), following)
 
 
