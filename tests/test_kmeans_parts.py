@@ -289,6 +289,67 @@ def test_bounds_change_no_statistics(n, d, rank, k, distances, monkeypatch):
         )
 
 
+@pytest.mark.parametrize("x64", [False, True])
+@pytest.mark.parametrize("few_dimensions", [False, True])
+def test_bounds_of_centroids_that_moved_complete_the_others(few_dimensions, x64):
+    rng = np.random.default_rng(3)
+    values = low_rank(500, 24, 3).astype(np.float64 if x64 else np.float32)
+    values[400:] = values[:100]  # coincident points
+    values -= values.mean(0)
+    centroids = values[rng.choice(400, 150, replace=False)] + 0.01
+    centroids[140:] = centroids[:10]  # ties
+    these = rng.uniform(size=150) < 0.3
+    scores = cdist(values, centroids, "sqeuclidean") - (values.astype(float) ** 2).sum(1)[:, None]
+    labels = np.where(rng.uniform(size=500) < 0.5, scores.argmin(1), rng.integers(0, 150, 500))
+    own = scores[np.arange(500), labels].copy()
+    scores[np.arange(500), labels] = np.inf
+    known = np.where(these, np.inf, scores).min(1)
+    with jax.enable_x64(x64):
+        points = as_points(values)._replace(values=jnp.asarray(values), dtype=values.dtype)
+        points = points._replace(weights=jnp.ones(500, values.dtype))
+        arguments = jnp.asarray(centroids), jnp.asarray(these), jnp.asarray(labels, jnp.int32)
+        lower = jnp.asarray(known, values.dtype)
+        if few_dimensions:
+            basis = pruning._basis(points)
+            features = pruning._all_features(points, basis)
+            found = pruning._bounds(points, *arguments, lower, basis, features)
+        else:
+            found = pruning._bounds(points, *arguments, lower)
+    is_open, lower = map(np.asarray, found)
+    assert lower.dtype == values.dtype
+    slack = 1e-10 if x64 else 1e-2
+    assert (lower <= scores.min(1) + slack).all()
+    assert is_open[scores.min(1) <= own].all()  # ties as well
+    if not few_dimensions:
+        np.testing.assert_allclose(lower, scores.min(1), atol=slack)
+        assert not is_open[scores.min(1) > own + slack].any()
+
+
+@pytest.mark.parametrize("rank", [3, 40])
+def test_bounds_that_are_kept_stay_below_all_other_centroids(rank):
+    values = low_rank(600, 40, rank)
+    values[300:330] = values[:30]  # coincident points
+    weights = np.random.default_rng(1).integers(0, 3, 600)
+    points = as_points(values, weights, chunk=64)
+    points = points._replace(centre=jnp.asarray(values.mean(0)))
+    passes = jax.jit(lambda: pruned_passes(points, 90).start)()
+    step = jax.jit(lambda *state: pruned_passes(points, 90).next(*state))
+    before = centroids = jnp.asarray(values[:90]) - points.centre  # some are equal
+    skipped = 0
+    for _ in range(12):
+        passes = step(centroids, before, passes)
+        labels, count, lower, _ = map(np.asarray, passes.memory)
+        rows = np.float64(values) - np.asarray(points.centre)
+        scores = cdist(rows, centroids, "sqeuclidean") - (rows**2).sum(1)[:, None]
+        own = scores[np.arange(600), labels].copy()
+        assert (own <= scores.min(1) + 1e-3).all()
+        scores[np.arange(600), labels] = np.inf
+        assert (lower <= scores.min(1) + 1e-3).all()
+        skipped += int(count < 300) and float((centroids == before).all(1).mean()) > 0.25
+        before, centroids = centroids, move(points, centroids, passes)
+    assert skipped > 3  # most points were decided by what was known of centroids that stood still
+
+
 def test_bounds_leave_little_open_where_the_rank_is_low():
     values = low_rank(6000, 64, 8)
     start = values[np.random.default_rng(2).choice(6000, 20, replace=False)]
