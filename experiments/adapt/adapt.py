@@ -22,7 +22,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from PIL import Image
 
 from benchmarks.photographs import COPIES, copy, jpeg, photographs
 from retrieval_jax import metrics
@@ -191,15 +190,6 @@ def cifar10(directory: str) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
         yield np.asarray(data.images[rows]), np.asarray(data.labels)[rows], GALLERY
 
 
-def write_images(directory: str, folder: Path) -> None:
-    """The judged subsets of CIFAR-10 as PNGs in folders by class, for `retrieval-jax run`."""
-    for i, (images, labels, _) in enumerate(list(cifar10(directory))[CHOSEN_ON:]):
-        for row, (image, label) in enumerate(zip(images, labels, strict=True)):
-            path = folder / str(i) / str(label) / f"{row:04}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(image).save(path)
-
-
 def of_photographs(folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray, int]]:
     """Tux Paint's stamps with their classes, and pictures that ask for copies of themselves."""
     every = photographs(folder)
@@ -303,12 +293,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--data", required=True)
     parser.add_argument("--photographs", type=Path)
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--output", type=Path)
-    what.add_argument("--images", type=Path, help="only write the judged subsets there")
+    parser.add_argument("--output", type=Path, required=True)
     options = parser.parse_args()
-    if options.images:
-        return write_images(options.data, options.images)
     beside = options.output.parent
     subsets = [
         kept(beside / f"cifar10-{i}.npz", partial(task_of, *subset, size=96, seed=i))
