@@ -130,11 +130,12 @@ def run(
             say("this run is complete")
             return previous
         with stage("train"), interruption.deferred() as asked_to_stop:
-            trained, variables = fit(
+            trained = fit(
                 experiment, workdir, data, parts, recipe, started, asked_to_stop, origin=origin
             )
             # Of all epochs, those before an interruption included.
             seconds["train"] = sum(row["seconds"] for row in trained.history)
+            variables = trained.state.judged(experiment.average)
         with stage("embed"):
             embed = partial(
                 embedder.Embedder.from_state,
@@ -270,8 +271,8 @@ def fit(
     started: float,
     asked_to_stop: Callable[[], bool] = lambda: False,
     origin: str = "",
-) -> tuple[Trained, dict[str, Any]]:
-    """Trains, or takes up what the workdir holds; leaves there what embeds, and returns it too."""
+) -> Trained:
+    """Trains, or takes up what the workdir holds, and leaves the model there."""
     labels = training_labels(experiment, data, parts)
     fit_set, validation_set = (
         DataSet(
@@ -300,10 +301,10 @@ def fit(
             f"the workdir holds {len(trained.history)} epochs, more than training.epochs, "
             f"{recipe.epochs}; raise it, or give another --workdir"
         )
-    variables = trained.state.judged(experiment.average)
     if experiment.precise_batchnorm:
-        crops = experiment.crops
-        variables = reestimated(recipe.model, variables, fit_set.images, crops=crops)
+        variables = trained.state.judged(experiment.average)
+        variables = reestimated(recipe.model, variables, fit_set.images, crops=experiment.crops)
+        trained = trained._replace(state=trained.state.judging(variables, experiment.average))
     if hosts.is_first():
         description = {
             "encoder": experiment.encoder,
@@ -312,8 +313,8 @@ def fit(
             "crops": experiment.crops,
             "image_shape": list(data.images.shape[1:]),
         }
-        save_model(workdir, variables, description)
-    return trained, variables
+        save_model(workdir, trained.state.judged(experiment.average), description)
+    return trained
 
 
 def training_labels(experiment: Experiment, data: ImageSet, parts: Split) -> np.ndarray:

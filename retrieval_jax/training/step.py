@@ -47,6 +47,13 @@ class TrainState(NamedTuple):
         assert self.target is not None
         return self.target
 
+    def judging(self, variables: dict[str, Any], average: bool) -> TrainState:
+        """The state with these variables for the network that `judged` gives."""
+        if average:
+            return self._replace(target=variables)
+        others = {name: value for name, value in variables.items() if name != "params"}
+        return self._replace(params=variables["params"], collections=others)
+
 
 def create_state(
     model: nn.Module,
