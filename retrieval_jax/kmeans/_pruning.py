@@ -27,8 +27,10 @@ from retrieval_jax.numerics.distances import FULL_PRECISION, over_chunks
 # distances: beyond a core's cache they take 1.7 times as long.
 _TILE = 512
 _DISTANCES = 1 << 19
-# Centroids whose bounds are taken together.
+# Centroids whose bounds are taken together, and at most so many rows in few dimensions: XLA shares
+# twice as many out to its threads, and with ten centroids a whole fit then takes 1.4 times as long.
 _CENTROIDS = 128
+_ROWS = 2048
 # Principal components that the bounds are taken in: with the length of the rest and the square, 16.
 _COMPONENTS = 14
 # The share of centroids that moved beyond which all of them are looked at.
@@ -170,7 +172,7 @@ def _bounds(
     chunk = min(n, max(1, min(points.chunk * k, _DISTANCES) // block))
     if basis is None:
         return points._replace(chunk=chunk).fold(fill, none)
-    return over_chunks(features, chunk, fill, none)
+    return over_chunks(features, min(chunk, _ROWS), fill, none)
 
 
 def _named(flags: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -114,12 +114,11 @@ def _parser(command: str) -> argparse.ArgumentParser:
 
 def _index(options: argparse.Namespace) -> None:
     clusters = None if options.clusters == "auto" else _number_of(options.clusters)
-    ready = encoders.ready_embeddings(options.embeddings) if options.embeddings else None
     index, changes = PhotoIndex.create(
         options.output,
         options.photos,
         encoder=_encoder(options),
-        embeddings=ready,
+        embeddings=encoders.ready_embeddings(options.embeddings) if options.embeddings else None,
         clusters=clusters,
     )
     _unreadable(changes)

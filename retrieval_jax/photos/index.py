@@ -20,7 +20,7 @@ from retrieval_jax.photos.reading import Embedded, described, embedded, find_pho
 from retrieval_jax.runtime.errors import UserError, printable, reason
 from retrieval_jax.runtime.files import as_path, in_one_sentence, read_arrays, read_json
 
-_FITTED = 50_000  # photos that k-means sees
+_FITTED, _PER_CLUSTER = 50_000, 100  # photos that k-means sees, at most and in a cluster
 _BLOCK = 16_384  # rows that are compared at a time
 
 
@@ -122,6 +122,7 @@ class PhotoIndex:
                     description = encoder.description
                 else:
                     found = _from_embeddings(folder, paths, embeddings)
+                    del embeddings  # of a file that is mapped, whose pages count as memory
                     description = {"kind": encoders.READY}
                 if not found.photos.paths:
                     raise UserError(
@@ -452,7 +453,7 @@ def _clustered(rows: np.ndarray, clusters: int | None) -> tuple[np.ndarray, np.n
     n = len(rows)
     k = min(clusters or max(1, round(n**0.5)), n)  # some files may have been unreadable
     rng = np.random.default_rng(0)
-    some = np.sort(rng.choice(n, min(n, _FITTED), replace=False))
+    some = np.sort(rng.choice(n, min(n, _FITTED, _PER_CLUSTER * k), replace=False))
     import jax  # not for a query
 
     from retrieval_jax.kmeans import kmeans
@@ -479,5 +480,8 @@ def _assigned(rows: np.ndarray, centroids: np.ndarray) -> np.ndarray:
 def _by_cluster(
     photos: store.Photos, rows: np.ndarray, labels: np.ndarray
 ) -> tuple[store.Photos, np.ndarray, np.ndarray]:
+    """Sorts photos, rows and labels by cluster; the rows in place, for want of memory."""
     order = np.argsort(labels, kind="stable")
-    return photos.take(order), rows[order], labels[order]
+    for first in range(0, rows.shape[1], 64):
+        rows[:, first : first + 64] = rows[order, first : first + 64]
+    return photos.take(order), rows, labels[order]
