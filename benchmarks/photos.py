@@ -18,6 +18,9 @@ from typing import Any
 
 # Before the peers are imported: threads that wait must not take the cores of whose turn it is.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+from retrieval_jax.main import with_a_device_per_core  # noqa: E402
+
+with_a_device_per_core()  # as `index` does
 
 import numpy as np  # noqa: E402
 import onnx  # noqa: E402

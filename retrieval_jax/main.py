@@ -59,7 +59,8 @@ _PHOTOS = (
     "browse",
 )
 # They compute too little for huge pages to pay.
-_QUICK = {"report", "compare", "sweep", *_PHOTOS} - {"index", "add", "refresh"}
+_EMBEDDING = {"index", "add", "refresh"}
+_QUICK = {"report", "compare", "sweep", *_PHOTOS} - _EMBEDDING
 
 
 def parse(arguments: list[str]) -> tuple[ConfigDict, epath.Path]:
@@ -138,6 +139,15 @@ def with_huge_pages() -> None:
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
+def with_a_device_per_core() -> None:
+    """Has JAX see each core of the CPU as a device, unless the user has said how many there are.
+
+    Devices share the images out and need not wait for each other in every product: on two cores
+    the pretrained network then embeds 1.2 times as many. It must be called before JAX is imported.
+    """
+    os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(os.cpu_count() or 1))
+
+
 def main(arguments: list[str]) -> int:
     """Does what the command line says; without a subcommand it is `run`. Returns the exit code."""
     name = arguments[0] if arguments and not arguments[0].startswith("-") else "run"
@@ -177,6 +187,8 @@ def command() -> None:
     """The console script."""
     if not _QUICK.intersection(sys.argv[1:2]):
         with_huge_pages()
+    if _EMBEDDING.intersection(sys.argv[1:2]):
+        with_a_device_per_core()
     prepare_streams()
     sys.unraisablehook = _without_orbax(sys.unraisablehook)
     code = main(sys.argv[1:])

@@ -3,6 +3,8 @@
 import csv
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import faiss
@@ -596,3 +598,19 @@ def test_what_a_form_cannot_hold_is_refused(folder, tmp_path, capsys):
     (tmp_path / "full" / "x").write_text("the user's")
     with pytest.raises(UserError, match="holds files already"):
         export.export(made, "numpy", tmp_path / "full")
+
+
+def test_the_command_embeds_on_a_device_in_every_core(tmp_path):
+    picture(0).save(tmp_path / "0.png")
+    (tmp_path / "counting.py").write_text(
+        "import jax, numpy as np\n"
+        "def devices(images):\n"
+        "    return np.tile(np.float32([1, jax.device_count()]), (len(images), 1))\n"
+    )
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("JAX_")}
+    command = [sys.executable, "-m", "retrieval_jax", "index", ".", "--output", "i"]
+    command += ["--encoder", "counting:devices"]
+    environment |= {"PYTHONPATH": str(tmp_path), "JAX_PLATFORMS": "cpu"}
+    subprocess.run(command, cwd=tmp_path, env=environment, check=True)
+    one, devices = store.read(tmp_path / "i").rows[0].astype(np.float32)
+    assert round(devices / one) == os.cpu_count()

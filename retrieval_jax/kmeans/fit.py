@@ -89,7 +89,7 @@ def kmeans(
     vmapped over keys, and run under shard_map or pmap. The same key gives the same result.
 
     Memory besides the points, whatever the number of restarts: a few times chunk_size × (k + d)
-    floats, and n × 24. The seedings of all restarts share two and a half dense passes.
+    floats, and n × 30. The seedings of all restarts share two and a half dense passes.
 
     A cluster that loses all its points is reseeded with the point farthest from its centroid
     (several: the farthest points in turn). With fewer distinct points than k it still
