@@ -33,7 +33,7 @@ def get_config() -> ConfigDict:
     crops.grayscale.probability = 0.2
     c.training.batch_size = 64
     c.training.labelled_per_batch = 16
-    c.training.epochs = 4  # of 712 steps
+    c.training.epochs = 12  # of 712 steps
     c.optimizer.learning_rate = 3e-3
     c.optimizer.decay = "cosine"
     c.embedding.normalize = True

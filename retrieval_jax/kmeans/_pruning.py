@@ -24,7 +24,8 @@ from retrieval_jax.numerics.bounds import SAMPLE, principal_basis
 from retrieval_jax.numerics.distances import FULL_PRECISION, over_chunks
 
 # Rows whose distances are taken together where the bounds left them open, and at most so many
-# distances: beyond a core's cache they take 1.7 times as long.
+# distances: beyond a core's cache they take 1.7 times as long. But 128 rows, if there are very many
+# centroids.
 _TILE = 512
 _DISTANCES = 1 << 19
 # Centroids whose bounds are taken together, and at most so many rows in few dimensions: XLA shares
@@ -203,7 +204,7 @@ def _reassign(points: Points, centroids, labels, lower, rows, count) -> _Changes
     A label of k says that a point is in no cluster yet.
     """
     n, k = len(points.values), len(centroids)
-    tile = min(_TILE, max(_DISTANCES // k, 1), n)
+    tile = min(_TILE, max(_DISTANCES // k, 128), n)
     rows = jnp.pad(rows, (0, -n % tile), constant_values=n)
 
     def add(i: jax.Array, so_far: _Changes) -> _Changes:

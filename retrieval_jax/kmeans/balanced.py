@@ -82,7 +82,7 @@ def balanced_kmeans(
       k: number of clusters, 1 ≤ k ≤ n.
       max_iterations: most moves of the centroids.
       initial_centroids: [k, d] to start from; None for those of one restart of `kmeans`.
-      chunk_size: rows of points in a chunk; None for about 8 MiB of distances.
+      chunk_size: rows of points in a chunk; None for about 2 MiB of distances on a CPU.
 
     Returns:
       A `BalancedKMeansResult`, of the iteration with the lowest inertia.
