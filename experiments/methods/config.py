@@ -11,6 +11,7 @@ from retrieval_jax import config
 
 
 def get_config(method: str) -> ConfigDict:
+    """The config of one method, named as its objective is."""
     c = config.default()
     c.name = f"{method}, 712 steps"
     c.data.source = "tfds"
@@ -27,6 +28,7 @@ def get_config(method: str) -> ConfigDict:
     crops.jitter.update(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1)
     crops.grayscale.probability = 0.2
     c.training.batch_size = 512 // crops.count
+    c.training.ema_decay = 0.99 if method == "byol" else 0.0
     c.training.epochs = 1 if method == "emp_ssl" else 4  # of 712 and 178 steps
     c.optimizer.learning_rate = 3e-3
     c.optimizer.decay = "cosine"

@@ -8,5 +8,6 @@ METHODS = ("simclr", "vicreg", "barlow_twins", "byol", "swav", "emp_ssl")
 
 
 def get_sweep() -> Sweep:
+    """Twelve runs."""
     config = Path(__file__).with_name("config.py")
     return Sweep([f"{config}:{method}" for method in METHODS], seeds=[0, 1])

@@ -96,8 +96,8 @@ def transform(
 def chunk_rows(chunk_size: int | None, n: int, k: int) -> int:
     """The rows of a chunk for n points and k centroids; None: as the platform likes them.
 
-    On a CPU that is 2¹⁹ distances, which stay in a core's cache, but 128 to 2¹³ rows; elsewhere, and
-    at most anywhere, 2²¹ distances.
+    On a CPU that is 2¹⁹ distances, which stay in a core's cache, but 128 to 2¹³ rows; elsewhere 2²¹
+    distances, the most anywhere, and at most 2¹⁴ rows.
 
     Raises:
       ValueError: a size below 1.
