@@ -2,8 +2,8 @@
 
 Command:   retrieval-jax run --config=cifar10_few_cpu --workdir=runs/cifar10_few_cpu
 Hardware:  2 CPU cores
-Time:      at most 60 min
-Score:     not measured
+Time:      49 min of training, 51 min in all without the baselines
+Score:     NMI 0.331, precision@5 0.569 in the cluster (experiments/few_labels)
 """
 
 from ml_collections import ConfigDict
@@ -36,6 +36,9 @@ def get_config() -> ConfigDict:
     c.training.epochs = 12  # of 712 steps
     c.optimizer.learning_rate = 3e-3
     c.optimizer.decay = "cosine"
+    # Validation images cluster better by projections of crops, NMI 0.32, than by the backbone, 0.23.
+    c.embedding.layer = "projection"
+    c.embedding.crops = 24
     c.embedding.normalize = True
     c.report.tsne_points = 10000
     return c
