@@ -58,8 +58,8 @@ _PHOTOS = (
     "export",
     "browse",
 )
-# They compute too little for huge pages to pay.
 _EMBEDDING = {"index", "add", "refresh"}
+# They compute too little for huge pages to pay.
 _QUICK = {"report", "compare", "sweep", *_PHOTOS} - _EMBEDDING
 
 

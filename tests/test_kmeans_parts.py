@@ -275,7 +275,8 @@ def lloyd_both_ways(values, weights, start, steps: int, spherical: bool = False)
     [(700, 40, 40, 5, 1 << 20), (130, 6, 2, 30, 500), (90, 2, 1, 4, 1)],
 )
 def test_bounds_change_no_statistics(n, d, rank, k, distances, monkeypatch):
-    monkeypatch.setattr(pruning, "_DISTANCES", distances)  # of a tile
+    monkeypatch.setattr(pruning, "_DISTANCES", distances)
+    monkeypatch.setattr(pruning, "_TILE", min(512, max(1, distances // k)))
     values = low_rank(n, d, rank)
     weights = np.random.default_rng(1).integers(0, 3, n)
     start = values[np.random.default_rng(2).choice(n, k, replace=False)]

@@ -1,8 +1,8 @@
-"""One label-free method for some four minutes on two CPU cores, the same encoder and views for all.
+"""One label-free method for 712 steps on a small encoder, with the same kind of views for all.
 
 retrieval-jax run --config=experiments/methods/config.py:vicreg --workdir=DIR
 
-A step sees 512 crops of 24 × 24: two of 256 images, or eight of 64 for EMP-SSL. All take 712 steps.
+A step sees 512 crops of 24 × 24: two of 256 images, or eight of 64 for EMP-SSL. Not run yet.
 """
 
 from ml_collections import ConfigDict

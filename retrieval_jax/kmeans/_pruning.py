@@ -19,14 +19,13 @@ from jax import lax
 
 from retrieval_jax.kmeans._passes import Passes, Statistics, no_statistics
 from retrieval_jax.kmeans._points import BLOCK, Points, running_sums
-from retrieval_jax.kmeans.assignment import least_scores
+from retrieval_jax.kmeans.assignment import chunk_rows, least_scores
 from retrieval_jax.numerics.bounds import SAMPLE, principal_basis
 from retrieval_jax.numerics.distances import FULL_PRECISION, over_chunks
 
-# Rows whose distances are taken together where the bounds left them open, and at most so many
-# distances: beyond a core's cache they take 1.7 times as long. But 128 rows, if there are very many
-# centroids.
+# Rows whose distances are taken together where the bounds left them open, at most.
 _TILE = 512
+# Bounds that are taken together, at most: beyond a core's cache they take 1.7 times as long.
 _DISTANCES = 1 << 19
 # Centroids whose bounds are taken together, and at most so many rows in few dimensions: XLA shares
 # twice as many out to its threads, and with ten centroids a whole fit then takes 1.4 times as long.
@@ -204,7 +203,7 @@ def _reassign(points: Points, centroids, labels, lower, rows, count) -> _Changes
     A label of k says that a point is in no cluster yet.
     """
     n, k = len(points.values), len(centroids)
-    tile = min(_TILE, max(_DISTANCES // k, 128), n)
+    tile = min(_TILE, chunk_rows(None, n, k))
     rows = jnp.pad(rows, (0, -n % tile), constant_values=n)
 
     def add(i: jax.Array, so_far: _Changes) -> _Changes:
