@@ -167,3 +167,11 @@ def test_a_pipe_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "pipe.png")
     with pytest.raises(DecodeError, match="not a regular file"):
         decode(tmp_path / "pipe.png", 4)
+
+
+def test_a_path_that_leads_nowhere_says_so(tmp_path):
+    with pytest.raises(DecodeError, match="no such file"):
+        decode(tmp_path / "photo.png", 4)
+    (tmp_path / "link.png").symlink_to(tmp_path / "photo.png")
+    with pytest.raises(DecodeError, match="broken link"):
+        decode(tmp_path / "link.png", 4)

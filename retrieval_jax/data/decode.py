@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -243,6 +244,8 @@ def _opened(source: bytes | Path, look: Callable[[Image.Image], Any]) -> Any:
 @contextmanager
 def _open_regular(path: Path) -> Iterator[IO[bytes]]:
     """Opens a file, unless it is a pipe or a device, whose opening or reading could block."""
+    if not os.path.lexists(path):
+        raise DecodeError("there is no such file")
     if not path.is_file():
         raise DecodeError("not a regular file, or a broken link")
     with path.open("rb") as file:
