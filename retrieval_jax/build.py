@@ -298,6 +298,12 @@ def _check_against_data(c: ConfigDict, sizes: Sizes) -> None:
             "network; set it above 0"
         )
     objective = _objective(c, sizes)
+    classified = any("logits" in term.needs for term in objective.values())
+    if c.embedding.layer == "probabilities" and not classified:
+        raise UserError(
+            "embedding.layer is 'probabilities', but no term of the objective trains a classifier; "
+            "set objective.classification.weight above 0"
+        )
     asking = [
         f"objective.{name}"
         for name, term in objective.items()

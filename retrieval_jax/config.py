@@ -117,7 +117,7 @@ def default() -> ConfigDict:
     optimizer.decay = "none"  # "none", or "linear" or "cosine" from the peak to 0 at the end
 
     c.embedding = embedding = section()
-    embedding.layer = "backbone"  # that embeds: "backbone", or "projection", the projector's
+    embedding.layer = "backbone"  # that embeds: "backbone", "projection" or "probabilities"
     embedding.crops = 0  # side of nine crops whose unit embeddings are averaged; 0: the whole image
     embedding.average = False  # validate and embed with the averaged network
     embedding.precise_batchnorm = False  # BatchNorm by the final weights, not its running averages
@@ -250,7 +250,7 @@ def check(c: ConfigDict) -> None:
         if "://" in c.data[key].removeprefix("gs://"):
             raise UserError(f"data.{key} must be on this machine or on gs://, got {c.data[key]!r}")
     _one_of("training.precision", c.training.precision, ("float32", "tf32", "bfloat16"))
-    _one_of("embedding.layer", c.embedding.layer, ("backbone", "projection"))
+    _one_of("embedding.layer", c.embedding.layer, ("backbone", "projection", "probabilities"))
     _one_of("training.ema_schedule", c.training.ema_schedule, ("constant", "cosine"))
     _one_of("data.label_choice", c.data.label_choice, ("random", "typical"))
     _one_of("training.monitor", c.training.monitor, ("loss", "knn", "nmi"))

@@ -19,7 +19,7 @@ from jax import export
 from retrieval_jax.data.images import LazyImages
 from retrieval_jax.data.stream import batches
 from retrieval_jax.models import ENCODERS, Network
-from retrieval_jax.models.heads import mlp
+from retrieval_jax.models.heads import Head, mlp
 from retrieval_jax.numerics.distances import unit
 from retrieval_jax.runtime import devices
 from retrieval_jax.runtime.errors import UserError, printable, reason
@@ -356,6 +356,8 @@ def _described_network(
                 projector=mlp(axis_name=None, dtype=given["dtype"], widths=widths),
                 embeds="projection",
             )
+        if (classes := description.get("classes")) is not None:
+            model = model.clone(head=Head(classes), embeds="probabilities")
         expected = dict(jax.eval_shape(model.init, jax.random.key(0), image))
     except Exception as error:  # anything can come of keys that a file holds
         raise UserError(

@@ -57,7 +57,7 @@ class Experiment(NamedTuple):
     average: bool
     precise_batchnorm: bool  # re-estimate BatchNorm's statistics after training
     normalize: bool
-    layer: str  # that embeds: "backbone" or "projection"
+    layer: str  # that embeds: "backbone", "projection" or "probabilities"
     projector: dict[str, Any]  # its keys, to build it again
     crops: int  # side of nine crops whose embeddings are averaged; 0: the whole image
     embedding_batch_size: int

@@ -310,6 +310,7 @@ def fit(
             "encoder": experiment.encoder,
             "normalize": experiment.normalize,
             "projector": experiment.projector if experiment.layer == "projection" else None,
+            "classes": len(data.class_names) if experiment.layer == "probabilities" else None,
             "crops": experiment.crops,
             "image_shape": list(data.images.shape[1:]),
         }

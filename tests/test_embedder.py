@@ -14,7 +14,7 @@ from flax import linen as nn
 
 from retrieval_jax.data.images import LazyImages, view
 from retrieval_jax.embedder import Embedder, map_rows, on_rows
-from retrieval_jax.models import Encoder, Network
+from retrieval_jax.models import Encoder, Head, Network
 from retrieval_jax.runtime import devices
 from retrieval_jax.runtime.errors import UserError
 from retrieval_jax.runtime.model_file import save_model, started_from
@@ -137,6 +137,16 @@ def test_a_run_embeds_as_its_network(run, network):
     np.testing.assert_array_equal(Embedder.from_run(run)(IMAGES), expected)
 
 
+def test_a_run_embeds_by_its_classifiers_probabilities(tmp_path):
+    model = Network(Encoder((3,), 5), head=Head(4), embeds="probabilities")
+    variables = jax.device_get(jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 4, 4, 1))))
+    save_model(epath.Path(tmp_path), variables, {**DESCRIPTION, "projector": None, "classes": 4})
+    found = Embedder.from_run(tmp_path)(IMAGES)
+    logits = jax.jit(model.apply)(variables, IMAGES / np.float32(255)).logits
+    np.testing.assert_allclose(found**2, jax.nn.softmax(logits), rtol=1e-4)
+    np.testing.assert_array_equal(found, Embedder.from_state(model, variables)(IMAGES))
+
+
 class Own(nn.Module):
     width: int
 
@@ -206,6 +216,9 @@ def test_hostile_descriptions_are_refused(run):
                 {"encoder": ["name"]},
                 {"encoder": {"name": None}},
                 {"encoder": {"name": ["convolutional"]}},
+                {"classes": 10},
+                {"classes": -1},
+                {"classes": "many"},
             )
         ),
         *(

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.special
 from flax import linen as nn
 from jax.test_util import check_grads
 from numpy_model import autoencoder, conv, mlp, randomised
@@ -187,6 +188,16 @@ def test_prototypes_score_by_cosine_and_a_projection_may_embed():
     np.testing.assert_allclose(outputs.scores, rows @ kernel / lengths, rtol=1e-4)
     embedded = quick_jit(lambda v, x: model.apply(v, x, method="embed"))(variables, images)
     np.testing.assert_array_equal(embedded, outputs.projection)
+
+
+def test_probabilities_may_embed():
+    model = Network(Flat(), head=Head(3), embeds="probabilities")
+    images = np.random.default_rng(0).random((7, 2, 3, 1), np.float32)
+    variables = randomised(*jax.tree.flatten(initial(model, images.shape)), seed=1)
+    logits = quick_jit(model.apply)(variables, images).logits
+    embedded = quick_jit(lambda v, x: model.apply(v, x, method="embed"))(variables, images)
+    np.testing.assert_allclose(embedded, np.sqrt(scipy.special.softmax(logits, 1)), rtol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(embedded, axis=1), 1, rtol=1e-5)
 
 
 @pytest.mark.parametrize("train", [False, True])

@@ -34,7 +34,9 @@ class Network(nn.Module):
       projector: (embedding, train) → projection.
       predictor: (projection, train) → prediction; needs a projector.
       prototypes: projection → scores; needs a projector.
-      embeds: what `embed` returns: "backbone", the embedding, or "projection".
+      embeds: what `embed` returns: "backbone", the embedding; "projection"; or "probabilities", the
+        square roots of the classifier's probabilities, whose Euclidean distance is √2 times
+        Hellinger's.
 
     Raises:
       ValueError: a decoder on an encoder that returns no feature map.
@@ -84,6 +86,9 @@ class Network(nn.Module):
             found = _averaged(self.encoder(images))
         if self.embeds == "backbone":
             return found
+        if self.embeds == "probabilities":
+            assert self.head is not None
+            return jnp.sqrt(nn.softmax(self.head(found)))
         assert self.projector is not None
         return self.projector(found, False)
 

@@ -28,7 +28,7 @@ def save_model(
       directory: a run's workdir.
       variables: all collections of a `Network`, on the host.
       description: "encoder" (its "name", "dtype" and keys), "normalize", "image_shape", "crops",
-        and "projector" (its keys), if that embeds.
+        and "projector" (its keys) or "classes" (how many), if projections or probabilities embed.
     """
     tensors = {
         name: np.asarray(value, order="C")
