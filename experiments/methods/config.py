@@ -2,7 +2,7 @@
 
 retrieval-jax run --config=experiments/methods/config.py:vicreg --workdir=DIR
 
-A step sees 512 crops of 24 × 24: two of 256 images, or eight of 64 for EMP-SSL. Not run yet.
+A step sees 512 crops of 24 × 24: two of 256 images, or eight of 64 for EMP-SSL.
 """
 
 from ml_collections import ConfigDict

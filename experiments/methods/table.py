@@ -1,0 +1,69 @@
+"""Which label-free method gives the most NMI per minute on two CPU cores?
+
+    python experiments/methods/table.py RUN... [--output FILE]
+
+Of finished runs of this directory's config: the scores, the minutes of training, and the NMI of the
+validation images after each epoch. Prints Markdown, a row per run; FILE gets all of it as JSON.
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from retrieval_jax.report.results import Epoch, read
+
+
+def seconds_per_step(history: Sequence[Epoch]) -> list[float]:
+    """Of each epoch, validation and, in the first, compilation included."""
+    steps = history[0].step
+    assert steps is not None
+    return [epoch.seconds / steps for epoch in history]
+
+
+def row_of(run: Path) -> dict:
+    """What one run says."""
+    results = read(run)
+    objective = results.provenance.config["objective"]
+    (method,) = (name for name, keys in objective.items() if keys["weight"] > 0)
+    epochs, minutes = [], 0.0
+    for epoch in results.training.history:
+        minutes += epoch.seconds / 60
+        epochs.append({"minutes": minutes, "validation NMI": epoch.validation["nmi"]})
+    scores = results.scores
+    return {
+        "method": method,
+        "seed": results.provenance.seed,
+        "NMI": scores.clustering.gallery.nmi.value,
+        "precision@5": scores.retrieval.exhaustive.precision_at["5"].value,
+        "kNN accuracy": scores.retrieval.exhaustive.knn_accuracy.value,
+        "minutes": minutes,
+        "ms per step": min(seconds_per_step(results.training.history)) * 1000,
+        "epochs": epochs,
+        "date": results.provenance.date,
+        "versions": results.provenance.versions,
+    }
+
+
+def main() -> None:
+    """Prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("runs", metavar="RUN", nargs="+", type=Path)
+    parser.add_argument("--output", metavar="FILE", type=Path)
+    options = parser.parse_args()
+    rows = sorted(map(row_of, options.runs), key=lambda row: (row["method"], row["seed"]))
+    columns = ("method", "seed", "NMI", "precision@5", "kNN accuracy", "minutes", "ms per step")
+    print("| " + " | ".join((*columns, "validation NMI after each epoch")) + " |")
+    print("|" + "---|" * (len(columns) + 1))
+    for row in rows:
+        cells = [str(row[c]) for c in columns[:2]]
+        cells += [f"{row[c]:.3f}" for c in columns[2:5]]
+        cells += [f"{row['minutes']:.1f}", f"{row['ms per step']:.0f}"]
+        curve = ", ".join(f"{epoch['validation NMI']:.3f}" for epoch in row["epochs"])
+        print("| " + " | ".join((*cells, curve)) + " |")
+    if options.output:
+        options.output.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
