@@ -112,7 +112,8 @@ def place(tmp_path_factory):
         few = read("runs/labels/few")
         few.provenance.config["data"]["label_fraction"] = 0.1  # as if it had trained with fewer
         write(epath.Path("runs/labels/few"), few)
-        shutil.copytree(ROOT / "experiments" / "cifar10", "experiments/cifar10")
+        for name in ("cifar10", "methods"):
+            shutil.copytree(ROOT / "experiments" / name, f"experiments/{name}")
         Path("FILE").write_text(blocks("docs/extend.md")[0])
         Path("labels.py").write_text(blocks("docs/operations.md")[0])
         for file in ("Pictures/a.jpg", "Pictures/b.jpg", "cat.jpg"):
