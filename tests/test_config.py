@@ -416,7 +416,10 @@ def test_what_a_method_cannot_use_is_refused_by_its_key():
         ({"training.mixup": -1.0}, "training.mixup must be at least 0"),
         ({"embedding.crops": 9}, "embedding.crops is 9 but the images are 8×8"),
         ({"embedding.crops": 6}, "embedding.crops|divisible by 4"),
-        ({"embedding.layer": "logits"}, "embedding.layer must be one of 'backbone', 'proj"),
+        (
+            {"embedding.layer": "logits"},
+            "embedding.layer must be one of 'backbone', 'projection', 'probabilities'",
+        ),
         ({"embedding.layer": "probabilities"}, "no term of the objective trains a classifier"),
         (
             {"model.encoder.name": "small_resnet", "model.encoder.small_resnet.blocks": (1,)},

@@ -30,7 +30,7 @@ def get_config(method: str) -> ConfigDict:
     c.training.batch_size = 512 // crops.count
     c.training.ema_decay = 0.99 if method == "byol" else 0.0
     c.training.epochs = 1 if method == "emp_ssl" else 4  # of 712 and 178 steps
-    # Losses of bootstrap methods are lowest where they have learnt least.
+    # The loss can't: BYOL's is least where it has collapsed.
     c.training.monitor = "nmi"
     c.optimizer.learning_rate = 3e-3
     c.optimizer.decay = "cosine"

@@ -14,14 +14,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from retrieval_jax.report.results import Epoch, read
-
-
-def seconds_per_step(history: Sequence[Epoch]) -> list[float]:
-    """Of each epoch, validation and, in the first, compilation included."""
-    steps = history[0].step
-    assert steps is not None
-    return [epoch.seconds / steps for epoch in history]
+from retrieval_jax.report.results import read
 
 
 def row_of(run: Path) -> dict:
@@ -29,8 +22,9 @@ def row_of(run: Path) -> dict:
     results = read(run)
     objective = results.provenance.config["objective"]
     (method,) = (name for name, keys in objective.items() if keys["weight"] > 0)
+    history = results.training.history
     epochs, minutes = [], 0.0
-    for epoch in results.training.history:
+    for epoch in history:
         minutes += epoch.seconds / 60
         epochs.append({"minutes": minutes, "validation NMI": epoch.validation["nmi"]})
     scores = results.scores
@@ -41,7 +35,7 @@ def row_of(run: Path) -> dict:
         "precision@5": scores.retrieval.exhaustive.precision_at["5"].value,
         "kNN accuracy": scores.retrieval.exhaustive.knn_accuracy.value,
         "minutes": minutes,
-        "ms per step": min(seconds_per_step(results.training.history)) * 1000,
+        "ms per step": 1000 * min(epoch.seconds for epoch in history) / history[0].step,
         "epochs": epochs,
         "date": results.provenance.date,
         "versions": results.provenance.versions,

@@ -134,7 +134,7 @@ def kind_of(head: bytes) -> str:
 def kind_of_file(path: Path) -> str:
     """The kind of a file that may be anything: "unreadable", or a pipe, "no regular file"."""
     try:
-        with _open_regular(path) as file:
+        with open_regular(path) as file:
             return kind_of(file.read(_HEAD))
     except DecodeError:
         return "no regular file"
@@ -223,7 +223,7 @@ def _opener(kind: str) -> Callable[[Any], Image.Image] | None:
 def _opened(source: bytes | Path, look: Callable[[Image.Image], Any]) -> Any:
     """What `look` returns for the image."""
     try:
-        with io.BytesIO(source) if isinstance(source, bytes) else _open_regular(source) as file:
+        with io.BytesIO(source) if isinstance(source, bytes) else open_regular(source) as file:
             kind = kind_of(file.read(_HEAD))
             file.seek(0)
             if (opener := _opener(kind)) is None:
@@ -242,8 +242,12 @@ def _opened(source: bytes | Path, look: Callable[[Image.Image], Any]) -> Any:
 
 
 @contextmanager
-def _open_regular(path: Path) -> Iterator[IO[bytes]]:
-    """Opens a file, unless it is a pipe or a device, whose opening or reading could block."""
+def open_regular(path: Path) -> Iterator[IO[bytes]]:
+    """Opens a file, unless it is a pipe or a device, whose opening or reading could block.
+
+    Raises:
+      DecodeError: it is, or isn't there.
+    """
     if not os.path.lexists(path):
         raise DecodeError("there is no such file")
     if not path.is_file():

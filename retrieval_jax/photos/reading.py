@@ -14,7 +14,14 @@ import numpy as np
 from etils import epath
 from PIL import Image
 
-from retrieval_jax.data.decode import DecodeError, decode, header_size, is_image, kind_of_file
+from retrieval_jax.data.decode import (
+    DecodeError,
+    decode,
+    header_size,
+    is_image,
+    kind_of_file,
+    open_regular,
+)
 from retrieval_jax.data.images import LazyImages
 from retrieval_jax.photos.encoders import Encoder, batch_size
 from retrieval_jax.photos.store import Photos
@@ -144,9 +151,8 @@ class _Files:
         for image, row in zip(images, rows, strict=True):
             path = self.paths[row]
             try:
-                if not path.is_file():
-                    raise DecodeError("not a regular file, or a broken link")
-                status, content = path.stat(), path.read_bytes()
+                with open_regular(path) as file:
+                    status, content = path.stat(), file.read()
                 height, width, channels = self.shape
                 image[:] = decode(content, (height, width), crop=self.crop, channels=channels)
                 self.pixels[row] = np.prod(header_size(content))
