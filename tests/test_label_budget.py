@@ -42,7 +42,6 @@ def test_each_class_gives_its_share_and_a_larger_budget_keeps_a_smaller_ones():
     assert times[LABELS[: len(times)] == 2].min() > 140
 
 
-@pytest.mark.fast
 def test_the_typical_image_is_the_one_nearest_to_its_cells_centroid():
     centres = 20 * np.eye(3, 5)
     points = np.repeat(centres, [9, 7, 5], axis=0) + GENERATOR.normal(0, 1, (21, 5))

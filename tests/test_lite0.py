@@ -154,7 +154,6 @@ def test_weights_that_are_not_installed_are_named(monkeypatch):
         checkpoint()
 
 
-@pytest.mark.fast
 @pytest.mark.parametrize(("height", "width"), [(224, 224), (64, 96)])
 def test_one_image_in_numpy_is_as_the_network_has_it(height, width):
     params = lite0_params()
@@ -165,7 +164,6 @@ def test_one_image_in_numpy_is_as_the_network_has_it(height, width):
     np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
-@pytest.mark.fast
 def test_a_query_of_the_pretrained_network_needs_neither_jax_nor_jinja(tmp_path):
     Image.fromarray(np.random.default_rng(5).integers(0, 256, (90, 70, 3), np.uint8)).save(
         tmp_path / "a.png"
