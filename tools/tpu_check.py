@@ -39,7 +39,7 @@ from jax.experimental import topologies  # noqa: E402
 from jax.sharding import Mesh, NamedSharding  # noqa: E402
 from jax.sharding import PartitionSpec as P  # noqa: E402
 
-from configs import cifar10_hint, cifar10_vanilla  # noqa: E402
+from configs import cifar10_free_gpu, cifar10_hint, cifar10_vanilla  # noqa: E402
 from retrieval_jax import build  # noqa: E402
 from retrieval_jax.embedder import as_float  # noqa: E402
 from retrieval_jax.kmeans import kmeans  # noqa: E402
@@ -105,7 +105,7 @@ def recipe_and_state(config: Any) -> tuple[Recipe, TrainState]:
     """The config's recipe, and its initial state."""
     recipe = build.recipe(config, build.Sizes(IMAGE, CLASSES, FIT_IMAGES))
     parts = recipe.model, recipe.objective, recipe.optimizer
-    return recipe, create_state(*parts, jax.random.key(0), IMAGE)
+    return recipe, create_state(*parts, jax.random.key(0), IMAGE, averaged=recipe.averaged)
 
 
 def training(config: Any, batch: int) -> Program:
@@ -120,9 +120,10 @@ def training(config: Any, batch: int) -> Program:
             optimizer=recipe.optimizer,
             key=jax.random.key(0),
             axis_name=devices.AXIS,
+            decay=recipe.ema_decay,
         )
         mapped = jax.pmap(step, axis_name=devices.AXIS, devices=chips, donate_argnums=0)
-        images = jax.ShapeDtypeStruct((1, batch, *IMAGE), jnp.float32)
+        images = jax.ShapeDtypeStruct((recipe.views_per_image, batch, *IMAGE), jnp.float32)
         numbers = jax.ShapeDtypeStruct((batch,), jnp.int32)
         return mapped.lower(*_on_every((state, Batch((images,), numbers, numbers)), len(chips)))
 
@@ -135,7 +136,8 @@ def training(config: Any, batch: int) -> Program:
     terms = len(recipe.objective)
     metrics = 4 * (terms + 1 if terms > 1 else 1) + 4 * terms
     total = size(state.params) + 3 * size(state.collections) + metrics
-    return Program(lower, frozenset({"all-reduce"}), total)
+    alone = state.target is None  # ProPos reduces its prototypes, too
+    return Program(lower, frozenset({"all-reduce"}), total if alone else None)
 
 
 def embedding(batch: int) -> Program:
@@ -202,6 +204,9 @@ def programs() -> dict[str, Program]:
         "train step, hint, 1024 images": training(hint, 1024),
         f"train step, vanilla, {batch} images": training(vanilla, batch),
         "train step, vanilla, 1024 images": training(vanilla, 1024),
+        "train step, ResNet-18 label-free, 256 images": training(
+            cifar10_free_gpu.get_config(), 256
+        ),
         "embedding, 4096 images": embedding(4096),
         f"k-means iteration, {ROWS:,} × {D}, k = 1000": clustering(1000, iteration=True),
         f"k-means fit, {ROWS:,} × {D}, k = 1000": clustering(1000),
