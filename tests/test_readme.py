@@ -112,7 +112,7 @@ def place(tmp_path_factory):
         few = read("runs/labels/few")
         few.provenance.config["data"]["label_fraction"] = 0.1  # as if it had trained with fewer
         write(epath.Path("runs/labels/few"), few)
-        for name in ("cifar10", "methods"):
+        for name in ("cifar10", "methods", "labels", "objectives"):
             shutil.copytree(ROOT / "experiments" / name, f"experiments/{name}")
         Path("FILE").write_text(blocks("docs/extend.md")[0])
         Path("labels.py").write_text(blocks("docs/operations.md")[0])
