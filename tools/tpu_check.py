@@ -5,8 +5,8 @@
 libtpu compiles for chips that aren't there; the executables can't run. For each program and slice:
 the compiler's time, a chip's memory, operations, bytes, and the collectives with their bytes. What
 is asserted: a program fits in the chip's memory; a training step's collectives are the reductions
-of gradients, BatchNorm's statistics and metrics, to the byte; embedding has none; k-means and the
-search reduce and gather, and nothing else. Rows go to experiments/tpu/tpu.json and replace those of
+of gradients, BatchNorm's statistics and metrics, to the byte, or reductions at least where a term
+has its own; embedding has none; k-means and the search reduce and gather, and nothing else. Rows go to experiments/tpu/tpu.json and replace those of
 the same program and slice; tools/tpu_plan.py makes the pages' tables from it.
 """
 
@@ -136,8 +136,8 @@ def training(config: Any, batch: int) -> Program:
     terms = len(recipe.objective)
     metrics = 4 * (terms + 1 if terms > 1 else 1) + 4 * terms
     total = size(state.params) + 3 * size(state.collections) + metrics
-    alone = state.target is None  # ProPos reduces its prototypes, too
-    return Program(lower, frozenset({"all-reduce"}), total if alone else None)
+    own = state.target is not None  # ProPos reduces its prototypes, too
+    return Program(lower, frozenset({"all-reduce"}), None if own else total)
 
 
 def embedding(batch: int) -> Program:
