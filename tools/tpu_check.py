@@ -6,8 +6,9 @@ libtpu compiles for chips that aren't there; the executables can't run. For each
 the compiler's time, a chip's memory, operations, bytes, and the collectives with their bytes. What
 is asserted: a program fits in the chip's memory; a training step's collectives are the reductions
 of gradients, BatchNorm's statistics and metrics, to the byte, or reductions at least where a term
-has its own; embedding has none; k-means and the search reduce and gather, and nothing else. Rows go to experiments/tpu/tpu.json and replace those of
-the same program and slice; tools/tpu_plan.py makes the pages' tables from it.
+has its own; embedding has none; k-means and the search reduce and gather, and nothing else. Rows go
+to experiments/tpu/tpu.json and replace those of the same program and slice; tools/tpu_plan.py makes
+the pages' tables from it.
 """
 
 from __future__ import annotations
