@@ -275,6 +275,13 @@ def test_a_score_against_a_key(tmp_path):
         (0.1, 0.44, 3),
         (0.5, 0.65, 2),
     ]
+    # On the same curve whatever it is called.
+    content = seeded(0, 0.7, data={"source": "digits", "label_fraction": 1.0})
+    named = read_run(save(tmp_path / "named", content._replace(name="all labels")))
+    (points,) = curves(
+        group([*map(read_run, directories), named]), "data.label_fraction", "NMI"
+    ).values()
+    assert [p.value for p in points] == [0.1, 0.5, 1.0]
     for key, measure, named in (("no.key", "NMI", "no.key"), ("data.source", "F1", "NMI")):
         with pytest.raises(ValueError, match=named):
             curves(groups, key, measure)

@@ -107,7 +107,8 @@ def place(tmp_path_factory):
         assert main([*command, "--config.training.epochs=1", "--config.report.tsne_points=0"]) == 0
         names = run_block(embed, names)
         assert names["embeddings"].shape == (300, 128)
-        for name in ("vanilla", "hint", "labels/few", "labels/all"):
+        terms = (f"objectives/config-{term}-1-seed0" for term in ("classification", "emp_ssl"))
+        for name in ("vanilla", "hint", "labels/few", "labels/all", *terms):
             shutil.copytree("runs/mine", f"runs/{name}")
         few = read("runs/labels/few")
         few.provenance.config["data"]["label_fraction"] = 0.1  # as if it had trained with fewer

@@ -272,7 +272,8 @@ def curves(groups: Sequence[Group], key: str, measure: str) -> dict[str, list[Po
         mean = None if row is None else _mean(values, row)
         if mean is None or key not in one.config:
             continue
-        label = ", ".join(f"{k}={_word(rest.get(k))}" for k in varied) or one.runs[0].results.name
+        # Names say nothing: those of a sweep's configs may hold the very value of the key.
+        label = ", ".join(f"{k}={_word(rest.get(k))}" for k in varied) or "all runs"
         found.setdefault(label, []).append(Point(one.config[key], mean))
     return {
         label: sorted(points, key=lambda p: in_order(p.value)) for label, points in found.items()
