@@ -9,45 +9,32 @@ reconstruction's. The networks of weight 0 have no decoder.
 
 from ml_collections import ConfigDict
 
-from retrieval_jax import config
+from retrieval_jax.main import parse
 
 
 def get_config(argument: str) -> ConfigDict:
     """The config of a term and of the reconstruction's weight."""
     term, _, weight = argument.partition("-")
-    c = config.default()
+    c = {"classification": classification, "emp_ssl": emp_ssl}[term]()
     c.name = f"{term}, reconstruction × {weight}"
-    c.data.source = "tfds"
-    c.data.name = "cifar10"
-    c.data.queries = 3000
     c.objective.reconstruction.weight = float(weight)
-    {"classification": classification, "emp_ssl": emp_ssl}[term](c)
     c.embedding.precise_batchnorm = True
     c.report.tsne_points = 0
     return c
 
 
-def classification(c: ConfigDict) -> None:
-    """The report's second system."""
-    c.objective.classification.weight = 1.0
+def classification() -> ConfigDict:
+    """The report's second system in two epochs."""
+    c, _ = parse(["--config=cifar10_hint", "--workdir=unused"])
     c.training.epochs = 2
+    return c
 
 
-def emp_ssl(c: ConfigDict) -> None:
-    """Four crops of each image, and the decoder's last layers as wide as the encoder's first."""
-    c.objective.emp_ssl.weight = 1.0
-    c.model.encoder.name = "small_resnet"
-    c.model.encoder.small_resnet.blocks = (0, 0, 0)
+def emp_ssl() -> ConfigDict:
+    """cifar10_free_cpu in one epoch of four crops, with a decoder as wide as the encoder begins."""
+    c, _ = parse(["--config=cifar10_free_cpu", "--workdir=unused"])
     c.model.decoder.widths = (64, 32)
-    crops = c.views.main
-    crops.count = 4
-    crops.crop.size, crops.crop.scale = 24, (0.2, 1.0)
-    crops.flip.probability = 0.5
-    crops.jitter.update(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1)
-    crops.grayscale.probability = 0.2
-    c.training.batch_size = 64
+    c.views.main.count = 4
     c.training.epochs = 1
-    c.optimizer.learning_rate = 3e-3
-    c.optimizer.decay = "cosine"
-    c.embedding.layer = "projection"
-    c.embedding.normalize = True
+    c.embedding.crops = 0
+    return c
